@@ -1,0 +1,222 @@
+"""The command line: python -m utils train | generate | evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+
+from utils.checkpoint import load_checkpoint, load_model, write_atomically
+from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
+from utils.data import TokenData, split_stories
+from utils.device import pick_device
+from utils.evaluate import evaluate
+from utils.generation import Sampling, generate, stream
+from utils.model import Kimi, count_parameters
+from utils.stories import NoValidationSplit, load_stories
+from utils.tokenizer import WordTokenizer
+from utils.training import TrainingDiverged, refuse_other_run, train
+
+PROMPT = "Once upon a time"
+RECIPE = "run.json"  # beside the checkpoint: what the run is made of, to continue and to evaluate it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 cannot be done, 130 stopped by Ctrl-C."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except (ValueError, OSError, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def train_command(args: argparse.Namespace) -> int:
+    """Load stories, train (or continue), tell a story."""
+    started = time.monotonic()
+    preset = args.preset or ("colab" if torch.cuda.is_available() else "laptop")
+    folder = Path(args.run or f"runs/{preset}")
+    refuse_other_run(folder, args.resume, args.overwrite)
+    recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(preset, args)
+    config = from_dict(TrainConfig, recipe["training"])
+    train_stories, val_stories = _load_split(recipe)
+    if args.resume:
+        tok = WordTokenizer.from_dict(load_checkpoint(folder)["tokenizer"])
+    else:
+        tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
+    data = TokenData.from_stories(train_stories, tok, validation=val_stories)
+    model = Kimi(KimiConfig.nano(len(tok), **recipe["model"]), seed=config.seed).to(pick_device())
+    model.tokenizer = tok
+    total, active = count_parameters(model)
+    print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {len(tok):,} words")
+    print(f"model: {total:,} parameters, {active:,} active for each token, on {model.device}")
+    write_atomically(folder / RECIPE, lambda file: file.write(json.dumps(recipe, indent=1).encode()))
+
+    history = train(model, data, config, out_dir=folder, resume=args.resume, overwrite=args.overwrite)
+
+    if history.step < config.steps:
+        return 130
+    print(f"\n{generate(model, PROMPT, seed=config.seed)}\n")
+    minutes = (time.monotonic() - started) / 60
+    print(f"{minutes:.1f} minutes in all; validation loss {history.rows[-1]['val_loss']:.3f}; saved in {folder}")
+    print(f'more stories: python -m utils generate --run {folder} --prompt "{PROMPT}"')
+    return 0
+
+
+def generate_command(args: argparse.Namespace) -> int:
+    """Tell one story, word by word."""
+    model, _ = load_model(args.run, pick_device())
+    settings = {f.name: getattr(args, f.name) for f in fields(Sampling)}
+    for piece in stream(model, args.prompt, args.max_new_tokens, seed=args.seed, **settings):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    """Measure a run on its own validation stories, and judge the stories that it tells."""
+    model, step = load_model(args.run, pick_device())
+    recipe = _read_recipe(Path(args.run))
+    train_stories, val_stories = _load_split(recipe)
+    data = TokenData.from_stories(train_stories, model.tokenizer, validation=val_stories)
+    result = evaluate(model, data, n_stories=args.stories, temperature=args.temperature, seed=args.seed)
+    print(f"step {step}: validation loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
+          f"{result.bits_per_byte:.3f} bits per byte")  # fmt: skip
+    coherent = (
+        f"{result.coherent:.1%}" if recipe["source"] == "builtin" else "not judged (only built-in stories can be)"
+    )
+    print(f"{args.stories} stories told at temperature {args.temperature}:")
+    print(f"  coherent: {coherent}")
+    print(f"  repeated four-word sequences: {result.repetition:.1%}")
+    return 0
+
+
+# What a run is made of: its recipe
+
+
+def _new_recipe(preset_name: str, args: argparse.Namespace) -> dict:
+    """Preset and options as one plain dict."""
+    preset, given = PRESETS[preset_name], _given(args)
+    training = replace(preset.training, **{k: v for k, v in given.items() if k in _names(TrainConfig)})
+    return {
+        "source": args.source,
+        "stories": given.get("stories", preset.stories),
+        "min_count": given.get("min_count", preset.min_count),
+        "model": preset.model | {k: v for k, v in given.items() if k in _names(KimiConfig)},
+        "training": asdict(training),
+    }
+
+
+def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
+    """The recipe of the run to continue; nothing about it may be asked for anew."""
+    if given := _given(args):
+        option = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--resume takes everything from the run in {folder}: leave out --{option}")
+    return _read_recipe(folder)
+
+
+def _read_recipe(folder: Path) -> dict:
+    file = folder / RECIPE
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no {file}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _load_split(recipe: dict) -> tuple[list[str], list[str]]:
+    """Training and validation stories; a source without a validation part gives a tenth of its stories."""
+    stories = load_stories(recipe["stories"], "train", recipe["source"])
+    recipe["source"] = stories.source  # what was really taken, so that the same is taken again
+    try:
+        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source)
+    except NoValidationSplit:
+        return split_stories(stories)
+
+
+# The options
+
+
+def _names(config: type) -> set[str]:
+    return {f.name for f in fields(config)}
+
+
+def _given(args: argparse.Namespace) -> dict:
+    """The options of the recipe that were given."""
+    names = {"source", "preset", "stories", "min_count"} | _names(KimiConfig) | _names(TrainConfig)
+    return {k: v for k, v in vars(args).items() if k in names and v is not None}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils", description="Train a small Kimi K2, let it tell stories.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train a model and tell a story"))
+    _add_generate(commands.add_parser("generate", help="tell a story with a trained model"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure a trained model"))
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=train_command)
+    parser.add_argument("--preset", choices=PRESETS, help="size of the job (default: colab with a GPU, else laptop)")
+    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.add_argument("--source", metavar="PATH", help="stories: a .txt, .jsonl or .parquet file, a folder of them, "
+                        "hub or builtin (default: $TINYSTORIES_PATH, else the hub, else builtin)")  # fmt: skip
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="continue the run in DIR with its next batch (default: no)"
+    )
+    either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
+    defaults = {name: {**asdict(KimiConfig.nano(2)), **p.model, **asdict(p.training), "stories": p.stories,
+                       "min_count": p.min_count} for name, p in PRESETS.items()}  # fmt: skip
+    options = {
+        "stories": (int, "stories to train on, at most"),
+        "min_count": (int, "words rarer than this in the training stories become <unk>"),
+    }
+    types = {"int": int, "float": float, "str": str}
+    for f in (*fields(TrainConfig), *fields(KimiConfig)):
+        if f.metadata:
+            options.setdefault(f.name, (types[f.type], f.metadata["help"]))
+    for name, (kind, text) in options.items():
+        shown = ", ".join(f"{preset} {values[name]}" for preset, values in defaults.items())
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(command=generate_command)
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
+    parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
+    texts = {
+        "temperature": (float, "0 takes the likeliest word, 1 the model's own probabilities"),
+        "top_k": (int, "keep the k likeliest words; none: all"),
+        "top_p": (float, "keep the likeliest words that reach this probability together"),
+        "min_p": (float, "keep words at least this times as likely as the likeliest"),
+        "repetition_penalty": (float, "divide the odds of words that have appeared by this"),
+    }
+    for name, (kind, text) in texts.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Sampling, name), help=text)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(command=evaluate_command)
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
+    parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
+    parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

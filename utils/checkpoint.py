@@ -1,0 +1,78 @@
+"""One file holds a model, its tokenizer and all that a run needs to continue.
+
+Files are written beside their place and moved there at once, so a crash never leaves half a checkpoint. They are read
+with torch's `weights_only` reader, which builds tensors, numbers, text and lists, and executes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from utils.config import KimiConfig, from_dict
+from utils.model import Kimi
+from utils.tokenizer import WordTokenizer
+
+FILE_NAME = "checkpoint.pt"
+FORMAT = "kimi-k2-from-scratch checkpoint 1"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a temporary file, make sure that it is on the disk, then move it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save_checkpoint(path: str | Path, model: Kimi, step: int, training: dict | None = None) -> None:
+    """Write model, tokenizer and `training` (tensors and plain values: optimizer, random states, ...) to `path`."""
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "config": asdict(model.config),
+        "tokenizer": model.tokenizer.to_dict() if model.tokenizer is not None else None,
+        "model": model.state_dict(),
+        "training": training,
+    }
+    write_atomically(checkpoint_file(path), lambda file: torch.save(state, file))
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint that `path` means: itself, or the one in the run folder that it names."""
+    path = Path(path)
+    return path if path.suffix == ".pt" else path / FILE_NAME
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """What `save_checkpoint` wrote. FileNotFoundError where nothing is, ValueError where it is something else."""
+    file = checkpoint_file(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {file}")
+    try:
+        state = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{file} is not a checkpoint or is cut off ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{file} is not a checkpoint of this project: its format is not {FORMAT!r}")
+    return state
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Kimi, int]:
+    """(model ready to generate, the step it was saved at) from a checkpoint or a run folder."""
+    state = load_checkpoint(path)
+    model = Kimi(from_dict(KimiConfig, state["config"]))
+    model.load_state_dict(state["model"])
+    if state["tokenizer"] is not None:
+        model.tokenizer = WordTokenizer.from_dict(state["tokenizer"])
+    return model.to(device).eval(), state["step"]

@@ -1,0 +1,77 @@
+"""Stories as one long array of token ids, cut into training and validation by story."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+SPLITS = ("train", "val")
+
+
+def split_stories(stories: Sequence[str], val_fraction: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
+    """(training stories, validation stories): a seeded draw of whole stories, at least one on each side."""
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, it must be between 0 and 1")
+    if len(stories) < 2:
+        raise ValueError(
+            f"{len(stories)} story cannot be split into training and validation, at least 2 are needed"
+            " (a line <|endoftext|> ends a story)"
+        )
+    n_val = min(max(1, round(len(stories) * val_fraction)), len(stories) - 1)
+    drawn = set(np.random.default_rng(seed).permutation(len(stories))[:n_val].tolist())
+    train = [story for i, story in enumerate(stories) if i not in drawn]
+    return train, [stories[i] for i in sorted(drawn)]
+
+
+class TokenData:
+    """Training and validation tokens. Every story is followed by <|endoftext|> and lies in one split only.
+
+    tokens: one integer array, uint16 where the vocabulary fits, training first.
+    n_bytes: UTF-8 bytes of the stories of each split, for bits per byte.
+    """
+
+    def __init__(self, tokens: np.ndarray, n_train: int, n_bytes: dict[str, int]):
+        self.tokens, self.n_train, self.n_bytes = tokens, n_train, n_bytes
+
+    @classmethod
+    def from_stories(cls, stories, tok, val_fraction: float = 0.1, validation=None) -> TokenData:
+        """Encode `stories`; validation is `validation` (other stories) or a `val_fraction` drawn by split_stories."""
+        train, val = split_stories(stories, val_fraction) if validation is None else (stories, validation)
+        dtype = np.uint16 if len(tok) <= 1 << 16 else np.int32
+        arrays, n_bytes = {}, {}
+        for split, texts in zip(SPLITS, (train, val), strict=True):
+            ids = [np.array([*tok.encode(text), tok.eos_id], dtype=dtype) for text in texts]
+            if not ids:
+                raise ValueError(f"there are no stories for the {split} split, at least 1 is needed")
+            arrays[split] = np.concatenate(ids)
+            n_bytes[split] = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        return cls(np.concatenate([arrays["train"], arrays["val"]]), len(arrays["train"]), n_bytes)
+
+    def split(self, split: str) -> np.ndarray:
+        """The tokens of one split, (n,)."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
+        return self.tokens[: self.n_train] if split == "train" else self.tokens[self.n_train :]
+
+    def batch(
+        self, split: str, batch_size: int, block_size: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random windows x (B, T) int64 and y (B, T), each token's successor.
+
+        All chance comes from `generator`, so its `get_state()` is the place in the data.
+        """
+        tokens = self.split(split)
+        if len(tokens) <= block_size:
+            raise ValueError(
+                f"the {split} split has {len(tokens)} tokens, a block of {block_size} needs at least {block_size + 1}"
+            )
+        starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator).numpy()  # (B, 1)
+        windows = torch.from_numpy(tokens[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
+        return windows[:, :-1], windows[:, 1:]
+
+    def fingerprint(self) -> str:
+        """Changes when any token or the split changes: a run is only continued on the data that it began with."""
+        return hashlib.sha256(self.tokens.tobytes() + str((self.tokens.dtype, self.n_train)).encode()).hexdigest()

@@ -1,0 +1,54 @@
+"""Which device computes, and in which number format.
+
+bf16 keeps fp32's range and halves the traffic; GPUs have it from compute capability 8.0 on. A T4 (7.5) says that it
+supports bf16 but emulates it, so there the format is fp16, whose small range needs a gradient scaler. On a CPU the
+faster of fp32 and bf16 is taken, measured, since only CPUs with bf16 instructions gain from it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_number_format(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
+    """The number format for `device` and the reason in words. Raises ValueError for fp16 on a CPU."""
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("number_format is 'fp16', on a CPU it must be auto, fp32 or bf16")
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = "bf16" if major >= 8 else "fp16"
+        return name, f"compute capability {major}.{minor}, native bf16 begins at 8.0"
+    if device.type == "cpu":
+        ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
+        name = "bf16" if ratio > 1.5 else "fp32"  # below that, casting costs what the matmul gains
+        return name, f"a bf16 matmul is {ratio:.1f} x as fast as fp32 here"
+    return "fp32", f"{device.type} trains in full precision"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Best time of a matmul of the laptop model's size on the CPU."""
+    x, w = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        x @ w
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def autocast(device: torch.device, number_format: str) -> torch.autocast:
+    """Context in which matmuls run in `number_format` while the weights stay fp32."""
+    return torch.autocast(device.type, DTYPES[number_format], enabled=number_format != "fp32")

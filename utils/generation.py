@@ -1,0 +1,165 @@
+"""From logits to a story: choose the next token, append it, repeat.
+
+`sample` is the loop on token ids, for a whole batch at once; `stream` and `generate` put text around it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from utils.model import Kimi
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to turn logits into a choice. The defaults change nothing but the temperature."""
+
+    temperature: float = 0.8  # 0 takes the likeliest token, 1 the model's own probabilities
+    top_k: int | None = None  # keep the k likeliest
+    top_p: float = 1.0  # keep the likeliest whose probabilities reach p together (arXiv 1904.09751)
+    min_p: float = 0.0  # keep those at least min_p times as likely as the likeliest (arXiv 2407.01082)
+    repetition_penalty: float = 1.0  # divide the odds of every token that has appeared by this
+
+    def __post_init__(self):
+        for name, allowed, holds in (
+            ("temperature", "0 or more", 0 <= self.temperature < math.inf),
+            ("top_k", "None or a whole number, 1 or more", self.top_k is None or self.top_k >= 1),
+            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
+            ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
+            ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < math.inf),
+        ):
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, it must be {allowed}")
+
+    def probabilities(self, logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """logits (B, V), seen (B, V) bool -> probabilities (B, V), in fp32; ruled-out tokens have exactly 0."""
+        logits = logits.float()
+        # A difference of logits is a ratio of odds: this lowers a chance whatever the sign of the logit.
+        logits = logits - math.log(self.repetition_penalty) * seen  # (B, V)
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k).values[:, -1:]  # (B, 1)
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        p = logits.softmax(dim=-1)  # (B, V)
+        if self.top_p < 1:
+            ordered, index = p.sort(dim=-1, descending=True, stable=True)  # (B, V)
+            before = ordered.cumsum(dim=-1) - ordered  # what is reached without this token
+            p = p.masked_fill(torch.empty_like(before, dtype=torch.bool).scatter(-1, index, before >= self.top_p), 0)
+        if self.min_p > 0:
+            p = p.masked_fill(p < self.min_p * p.max(dim=-1, keepdim=True).values, 0)
+        return p / p.sum(dim=-1, keepdim=True)
+
+
+def sample(
+    model: Kimi, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (next tokens (B,), their probabilities (B, V)) after `tokens` (B, T), T at most the block size.
+
+    Each position is computed once and remembered in the cache. When the block is full, the newer half is read again
+    from position 0 and the older half forgotten, so generation goes on for ever at the same speed.
+    """
+    block = model.config.block_size
+    device = model.device
+    model.eval()
+    tokens = new = tokens.to(device)  # (B, T)
+    cache = model.new_cache()
+    seen = torch.zeros(len(tokens), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V)
+    never = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+    if model.tokenizer is not None:
+        never[model.tokenizer.unk_id] = True  # a story has no unknown words
+    while True:
+        seen.scatter_(1, new, True)
+        with torch.inference_mode():
+            logits = model(new, cache=cache)[:, -1]  # (B, V)
+            p = sampling.probabilities(logits.masked_fill(never, -math.inf), seen)  # (B, V)
+            # drawn on the CPU, so that a seed means the same on every device
+            new = p.cpu().multinomial(1, generator=generator).to(device)  # (B, 1)
+        yield new[:, 0], p
+        tokens = torch.cat([tokens, new], dim=1)[:, -block:]
+        if cache[0].length == block:
+            cache, new = model.new_cache(), tokens[:, -max(1, block // 2) :]
+
+
+def stream(
+    model: Kimi,
+    prompt: str = "Once upon a time",
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop_at_eos: bool = True,
+) -> Iterator[str]:
+    """Tell a story that begins with `prompt`, in pieces of text as they are made; the prompt is the first piece.
+
+    An empty prompt, or one without a known word, starts from <|endoftext|>, where stories begin. Without a seed every
+    call tells another story. Raises ValueError for impossible settings and for a prompt longer than the block.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}, it must be 0 or more")
+    ids = prompt_ids(model, prompt)
+    generator = torch.Generator()
+    _ = generator.seed() if seed is None else generator.manual_seed(seed)
+    choices = sample(model, torch.tensor([ids]), sampling, generator)
+    return _pieces(model.tokenizer, prompt, ids, choices, max_new_tokens, stop_at_eos)
+
+
+def _pieces(tok, prompt, ids, choices, max_new_tokens, stop_at_eos) -> Iterator[str]:
+    shown = prompt.rstrip()  # the reader's own words, not their lower-cased reading
+    if ids == [tok.eos_id]:
+        detokenizer = tok.detokenizer()
+        shown = shown and shown + " "
+    else:
+        detokenizer = tok.detokenizer(after=ids)
+    yield shown
+    for _ in range(max_new_tokens):
+        token = next(choices)[0].item()
+        if token == tok.eos_id and stop_at_eos:
+            break
+        if piece := detokenizer.push(token):
+            yield piece
+    if piece := detokenizer.flush():
+        yield piece
+
+
+def prompt_ids(model: Kimi, prompt: str) -> list[int]:
+    """The prompt as ids that the model can continue. Raises ValueError when they do not fit into the block."""
+    tok = model.tokenizer
+    if tok is None:
+        raise ValueError("this model has no tokenizer: set model.tokenizer to the one it was trained with")
+    ids = tok.encode(prompt)
+    if all(i == tok.unk_id for i in ids):
+        if ids:
+            warnings.warn(
+                f"no word of the prompt {prompt!r} is known to this model: it begins a new story",
+                stacklevel=3,
+            )
+        return [tok.eos_id]
+    if len(ids) > model.config.block_size:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the model's block takes at most {model.config.block_size}")
+    return ids
+
+
+def next_token_probabilities(model: Kimi, prompt: str, **settings) -> torch.Tensor:
+    """(V,) probability of every token to come next after `prompt`; `settings` as the fields of `Sampling`.
+
+    Without settings these are the model's own probabilities (temperature 1).
+    """
+    sampling = Sampling(**{"temperature": 1.0, **settings})
+    _, p = next(sample(model, torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
+    return p[0].cpu()
+
+
+def generate(model: Kimi, prompt: str = "Once upon a time", max_new_tokens: int = 200, **settings) -> str:
+    """The whole story as one string: all pieces of `stream`, which explains the settings."""
+    return "".join(stream(model, prompt, max_new_tokens, **settings))

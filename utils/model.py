@@ -1,0 +1,122 @@
+"""The whole model: embedding and positions, blocks of attention and experts, a linear head.
+
+Pre-norm residual blocks: x + attention(norm(x)), then x + experts(norm(x)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.attention import KVCache, MultiHeadAttention
+from utils.config import KimiConfig
+from utils.loss import chunked_cross_entropy
+from utils.moe import Experts, MoE
+
+
+class Block(nn.Module):
+    """One layer: tokens exchange information in attention, then each token visits its experts."""
+
+    def __init__(self, config: KimiConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.d_model)
+        self.attention = MultiHeadAttention(config)
+        self.moe_norm = nn.LayerNorm(config.d_model)
+        self.moe = MoE(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
+        return x + self.dropout(self.moe(self.moe_norm(x)))  # (B, T, D)
+
+
+class Kimi(nn.Module):
+    """A language model: token ids in, the logits of each next token out.
+
+    The weights are drawn from `seed` alone. `tokenizer` is set by whoever trains or loads the model, so that
+    `generate(model, "Once upon a time")` works without further arguments.
+    """
+
+    def __init__(self, config: KimiConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.tokenizer = None
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.block_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """GPT-2's scheme: std 0.02, and less where 2L branches add up in the residual stream."""
+        branch_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        # The final norm gives the head inputs of size 1, so this keeps the logits near 0 and the loss near ln(V).
+        head_std = 0.2 / math.sqrt(self.config.d_model)
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1:
+                into_residual = name.endswith(("w_o.weight", "w_down"))
+                std = head_std if name == "head.weight" else branch_std if into_residual else 0.02
+                weight.normal_(std=std, generator=generator)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KVCache] | None = None):
+        """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) also the mean cross-entropy in nats.
+
+        With a cache (see `new_cache`) the tokens follow the cached ones. Raises ValueError when the positions do
+        not fit into the block size.
+        """
+        logits = self.head(self.hidden(tokens, cache))  # (B, T, V)
+        if targets is None:
+            return logits
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy that `forward` gives, in the form for training: the logits never exist as a whole."""
+        return chunked_cross_entropy(self.hidden(tokens), self.head.weight, targets)
+
+    def hidden(self, tokens: torch.Tensor, cache: list[KVCache] | None = None) -> torch.Tensor:
+        """tokens (B, T) -> what the head reads, (B, T, D)."""
+        start = cache[0].length if cache else 0
+        end = start + tokens.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(f"{end} positions were asked for, the block size is {self.config.block_size}")
+        x = self.embedding(tokens) + self.positions.weight[start:end]  # (B, T, D)
+        x = self.dropout(x)
+        for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x = block(x, layer_cache)  # (B, T, D)
+        return self.norm(x)
+
+    def new_cache(self) -> list[KVCache]:
+        """An empty cache for each layer, as long as the block size."""
+        return [KVCache(self.config.block_size) for _ in self.blocks]
+
+    def balance_loss(self) -> torch.Tensor:
+        """Mean load-balancing loss of the layers in the last training forward, 1 at perfect balance."""
+        return torch.stack([block.moe.router.balance_loss for block in self.blocks]).mean()
+
+    def expert_load(self) -> torch.Tensor:
+        """(L, E): how many tokens went to each expert of each layer in the last forward."""
+        return torch.stack([block.moe.router.load for block in self.blocks])
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+
+class ParameterCount(NamedTuple):
+    total: int
+    active: int  # of one token: everything but the routed experts that it does not visit
+
+
+def count_parameters(model: Kimi) -> ParameterCount:
+    """Total parameters, and those active for one token (embedding and head counted in full)."""
+    total = sum(p.numel() for p in model.parameters())
+    routed = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
+    config = model.config
+    return ParameterCount(total, total - routed + routed * config.top_k // config.n_experts)

@@ -1,0 +1,69 @@
+"""Figures that more than one notebook or the command line draws, in one style (Okabe and Ito's palette)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+if "matplotlib.pyplot" not in sys.modules and "ipykernel" not in sys.modules:
+    matplotlib.use("Agg")  # files only: works without a screen
+
+import matplotlib.pyplot as plt
+
+from utils.checkpoint import write_atomically
+
+BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
+)  # fmt: skip
+GREY = "#808080"
+STYLE = {
+    "figure.figsize": (7, 3.6), "figure.dpi": 100, "savefig.bbox": "tight", "font.size": 10, "axes.grid": True,
+    "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
+
+
+def plot_loss(history, baselines: dict[str, float] | None = None) -> plt.Figure:
+    """Training and validation loss of a `History` against steps; `baselines` are horizontal reference lines."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        draw_loss(axes, history, baselines)
+    return figure
+
+
+def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None) -> None:
+    """`plot_loss` into given axes."""
+    rows = history.rows
+    trained = [row for row in rows if row["loss"] is not None]
+    axes.plot([r["step"] for r in trained], [r["loss"] for r in trained], color=SKY, label="training (mean)")
+    axes.plot([r["step"] for r in rows], [r["val_loss"] for r in rows], "o-", ms=3, color=BLUE, label="validation")
+    for name, loss in (baselines or {}).items():
+        axes.axhline(loss, color=GREY, ls="--", lw=1)
+        axes.annotate(name, (1, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
+    axes.legend()
+
+
+class LossFigure:
+    """The loss curve while training runs: written to `path`, and redrawn in place inside a notebook."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.handle = None
+
+    def update(self, history) -> None:
+        in_notebook = "ipykernel" in sys.modules
+        if not in_notebook and self.path is None:
+            return
+        figure = plot_loss(history)
+        if self.path is not None:
+            write_atomically(self.path, lambda file: figure.savefig(file, format="png"))
+        if in_notebook:
+            from IPython.display import display
+
+            if self.handle is None:
+                self.handle = display(figure, display_id=True)
+            else:
+                self.handle.update(figure)
+        plt.close(figure)

@@ -1,0 +1,38 @@
+"""SwiGLU, the gated activation inside every expert (Shazeer, arXiv 2002.05202).
+
+One convention everywhere: the first half of the channels is the value, the second half the gate that gets SiLU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
+    value, gate = x.chunk(2, dim=-1)  # (..., F) each
+    return value * F.silu(gate)
+
+
+class SwiGLU(nn.Module):
+    """`swiglu` as a layer without weights: (..., 2F) -> (..., F). An odd last dimension raises ValueError."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] % 2:
+            raise ValueError(f"SwiGLU splits the last dimension in two, it is {x.shape[-1]} and must be even")
+        return swiglu(x)
+
+
+class FeedForward(nn.Module):
+    """One dense feed-forward layer with a gate: down(SwiGLU(up(x))), (..., D) -> (..., D)."""
+
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.up = nn.Linear(d_model, 2 * d_ff, bias=False)  # rows 0..F-1 value, F..2F-1 gate
+        self.activation = SwiGLU()
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.activation(self.up(x)))
