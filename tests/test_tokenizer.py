@@ -15,7 +15,7 @@ UNK, EOS = "<unk>", "<|endoftext|>"
 
 # Signs and words with rules of their own stand close together here far more often than in arbitrary text.
 TRICKY = (
-    "\"'’‘“”.,!?;:-–—()[]{}<>|$%…«»_ \n\t" "abisßıİσςΣΟǆŉ\u0301\u0345😀\ud800²٣1234",  # signs, letters
+    "\"'’‘“”.,!?;:-–—()[]{}<>|$%…«»_ \n\tabisßıİσςΣΟǆŉ\u0301\u0345😀\ud800²٣1234",
     ["said", "she", "the", "her", "s", "t", "ll", "don", "dogs", "is", "o", "clock", "i", "endoftext", "unk"],
     [UNK, EOS, "< unk >", "< | endoftext | >", "<|ENDOFTEXT|>", "3.5", "1,000", "3:30", "...", '!" she said'],
 )
@@ -222,6 +222,12 @@ def test_english_comes_back_as_it_was_written(text):
         ('"Hi, he said, "yes."', '"Hi, he said, "Yes."'),  # a closing quote was forgotten
         ('he said, "', 'He said, "'),
         ("yo-", "Yo-"),
+        (f"yo-{EOS}", f"Yo-\n{EOS}"),
+        ("the end. - once", "The end. - Once"),
+        ("well -- ok", "Well - - ok"),
+        ("_a b", "_a b"),
+        ('stop! "said the sign"', 'Stop! "Said the sign"'),  # an opening quote: nobody is reported
+        ('"hi!", the cat ran', '"Hi!", the cat ran'),
     ],
 )
 def test_text_is_put_in_order(text, expected):
@@ -270,6 +276,10 @@ def test_ids_may_be_any_iterable_of_integers():
     ids = tok.encode("the cat, a word")
     text = tok.decode(ids)
     assert text == tok.decode(torch.tensor(ids)) == tok.decode(iter(ids)) == tok.decode(tuple(ids))
+    with pytest.raises(ValueError, match="id 99 is out of range"):
+        tok.decode(torch.tensor([2, 99]))
+    with pytest.raises(TypeError):
+        tok.decode([2.0])
 
 
 # -------------------------------------------------------------------------------------- piece by piece
@@ -286,7 +296,7 @@ def test_pieces_join_to_the_decoded_text(text, data):
 def test_text_appears_while_ids_arrive():
     tok = tokenizer_for("the cat sat on")
     arrived = pieces(tok.detokenizer(), tok.encode("the cat sat on the cat sat on the cat"))
-    assert arrived == ["", "", "", "The", " cat", " sat", " on", " the", " cat", " sat on the cat"]
+    assert arrived == ["", "", "", "The", " cat", " sat", " on", " the", " cat", " sat", " on the cat"]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +373,15 @@ def test_a_tokenizer_fits_into_a_checkpoint_as_plain_values():
     state_words.append("more")
     tok.to_dict()["words"].append("more")
     assert "more" not in tok.words
+
+
+def test_a_file_in_plain_utf_8_loads_too(tmp_path):
+    words = [UNK, EOS, "é"]
+    tok = WordTokenizer(words)
+    words.append("more")
+    assert tok.words == [UNK, EOS, "é"]
+    (tmp_path / "tok.json").write_text(json.dumps(tok.to_dict(), ensure_ascii=False), encoding="utf-8")
+    assert WordTokenizer.load(tmp_path / "tok.json").words == tok.words
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):

@@ -16,6 +16,9 @@ from utils.config import KimiConfig
 from utils.swiglu import swiglu
 
 
+TILE = 64  # rows
+
+
 class SoftmaxRouter(nn.Module):
     """Chooses K of E experts for each token and how much each counts.
 
@@ -54,18 +57,23 @@ class Experts(nn.Module):
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """x (N, D), weights (N, K), chosen (N, K) -> (N, D), the weighted sum of each token's chosen experts."""
-        n_tokens, top_k = chosen.shape
-        order = chosen.flatten().argsort(stable=True)  # (N*K,) slots, those of expert 0 first
-        token = order // top_k  # (N*K,) the token of each slot
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.w_up)).tolist()
-        groups = x.index_select(0, token).split(counts)  # E groups of (n_e, D)
+        expert, order = chosen.flatten().sort(stable=True)  # (N*K,) slots, those of expert 0 first
+        token = order // chosen.shape[1]  # (N*K,) the token of each slot
+        counts = torch.bincount(expert, minlength=len(self.w_up))  # (E,)
+        # Each expert's rows are filled up with zeros to a multiple of TILE: matmul libraries prepare a kernel for
+        # every new shape, and so meet a few shapes again and again instead of new ones in every step. The few rows
+        # of a decoding step stay as they are.
+        tile = TILE if len(expert) > TILE * len(counts) else 1
+        rooms = (counts + tile - 1) // tile * tile  # (E,)
+        shift = (rooms - counts).cumsum(0) - (rooms - counts)  # (E,) zeros before each expert's rows
+        row = torch.arange(len(expert), device=x.device) + shift[expert]  # (N*K,)
+        sizes = rooms.tolist()
+        gathered = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, row, x.index_select(0, token))
         # unbind, not [e]: its backward stacks the E gradients once instead of E times
-        outputs = [
-            F.linear(swiglu(F.linear(group, up)), down)  # (n_e, D) -> (n_e, 2F) -> (n_e, F) -> (n_e, D)
-            for group, up, down in zip(groups, self.w_up.unbind(), self.w_down.unbind(), strict=True)
-        ]
-        weighted = torch.cat(outputs) * weights.flatten()[order, None]  # (N*K, D)
-        return weighted.new_zeros(n_tokens, x.shape[-1]).index_add(0, token, weighted)  # (N, D)
+        experts = zip(gathered.split(sizes), self.w_up.unbind(), self.w_down.unbind(), strict=True)
+        outputs = [F.linear(swiglu(F.linear(group, up)), down) for group, up, down in experts]  # (n_e, D) each
+        weighted = torch.cat(outputs).index_select(0, row) * weights.flatten()[order, None]  # (N*K, D)
+        return weighted.new_zeros(x.shape).index_add(0, token, weighted)  # (N, D)
 
 
 class MoE(nn.Module):

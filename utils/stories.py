@@ -4,6 +4,7 @@ Source of TinyStories: Eldan and Li, "TinyStories: How Small Can Language Models
 English?", 2023, https://arxiv.org/abs/2305.07759.
 """
 
+import gc
 import json
 import os
 import threading
@@ -173,15 +174,23 @@ def _hub_stories(n: int, split: str) -> list[str]:
     if problem := _hub_problem():
         raise ConnectionError(f"no network: {problem}")
     try:
-        from datasets import load_dataset  # only now: the import alone takes seconds
-        from tqdm.auto import tqdm
-
-        # Streaming fetches only the shards that are needed for the first n stories.
-        rows = load_dataset(HUB_DATASET, split=split, streaming=True)
-        stories = islice((story for row in rows if (story := row["text"].strip())), n)
-        return list(tqdm(stories, "stories", n, leave=False, disable=n <= SHOW_PROGRESS_ABOVE))
-    except Exception as error:  # whatever goes wrong out there, the course goes on with its own stories
+        stories = _stream(n, split)
+    except Exception as error:  # whatever goes wrong out there, the course can go on with its own stories
         raise ConnectionError(f"the hub failed: {_one_line(error)}") from error
+    # Arrow's reading threads live on in the half-read stream and can abort Python when it ends
+    # (github.com/huggingface/datasets/issues/7566), so the stream has to go now.
+    gc.collect()
+    return stories
+
+
+def _stream(n: int, split: str) -> list[str]:
+    """The first stories of the hub; streaming fetches only the shards that they are in."""
+    from datasets import load_dataset  # only now: the import alone takes seconds
+    from tqdm.auto import tqdm
+
+    rows = load_dataset(HUB_DATASET, split=split, streaming=True)
+    stories = islice((story for row in rows if (story := row["text"].strip())), n)
+    return list(tqdm(stories, "stories", n, leave=False, disable=n <= SHOW_PROGRESS_ABOVE))
 
 
 def _hub_problem() -> str | None:

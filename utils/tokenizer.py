@@ -1,9 +1,9 @@
 """Words as tokens: text -> ids -> readable text, with the standard library only.
 
-A token is a run of letters and digits or one single sign, in lower case.  A story of one hundred words
-is then about 120 ids, and a few thousand words cover the language of TinyStories.  Kimi K2 itself cuts
-text into byte pairs (163,840 of them, `vocab_size` in its config.json), which leaves no word unknown but
-needs far more data than a course has.
+A token is a run of letters, digits and underscores or one single sign, in lower case.  A story of one
+hundred words is about 120 ids, and a few thousand words cover the language of TinyStories.  Kimi K2 itself
+cuts text into pieces of words (byte-pair encoding; `vocab_size` in its config.json is 163,840), which
+leaves no word unknown but needs far more data than a course has.
 
     tok = WordTokenizer.train(["Once upon a time, there was a cat."])
     tok.decode(tok.encode("a CAT, once"))          # 'A cat, once'
@@ -201,7 +201,7 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Take one id; returns the text that has become certain.  Raises ValueError for an unknown id."""
-        token_id = operator.index(token_id)  # also an element of a tensor
+        token_id = operator.index(token_id)  # an int, or an element of a tensor
         if not 0 <= token_id < len(self._words):
             raise ValueError(f"id {token_id} is out of range, it must be 0 to {len(self._words) - 1}")
         self._waiting.append(self._words[token_id])

@@ -1,0 +1,183 @@
+"""The command line, as a newcomer types it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.__main__ import build_parser, main
+from utils.config import PRESETS, KimiConfig, Preset, TrainConfig
+from utils.generation import Sampling
+
+ROOT = Path(__file__).resolve().parents[1]
+STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A preset that takes a second, and no source from outside."""
+    training = TrainConfig(steps=6, batch_size=2, block_size=32, eval_interval=3, eval_batches=1, number_format="fp32")
+    model = dict(block_size=32, d_model=16, n_heads=2, n_layers=1, d_ff=16, dropout=0.0)
+    monkeypatch.setitem(PRESETS, "smoke", Preset(stories=40, min_count=1, model=model, training=training))
+    monkeypatch.setenv("TINYSTORIES_PATH", "builtin")
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", "--preset", "smoke", "--run", str(folder)]) == 0
+    return folder
+
+
+def error_of(capsys, *arguments):
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    message = [line for line in lines if line.startswith("error: ")]
+    assert len(message) == 1 and not any("Traceback" in line for line in lines)
+    return message[0]
+
+
+def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path):
+    main(["train", "--preset", "smoke", "--run", str(tmp_path / "again")])
+    out = capsys.readouterr().out
+    assert "built-in stories" in out and "active for each token" in out and "\nOnce upon a time" in out
+    assert f'python -m utils generate --run {tmp_path / "again"} --prompt "Once upon a time"' in out
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "history.json", "loss.png", "run.json"]
+
+
+def test_generate_tells_the_same_story_for_a_seed(run, capsys):
+    told = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert (
+            main(["generate", "--run", str(run), "--prompt", "Once upon", "--seed", "1", "--temperature", "0.5"]) == 0
+        )
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and told[0].startswith("Once upon")
+
+
+def test_evaluate_reports_every_figure(run, capsys):
+    assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
+    out = capsys.readouterr().out
+    for figure in (
+        r"loss \d\.\d+ nats",
+        r"perplexity \d+",
+        r"\d\.\d+ bits per byte",
+        r"coherent: 0.0%",
+        r"sequences: \d",
+    ):
+        assert re.search(figure, out), figure
+
+
+def test_only_built_in_stories_are_judged(tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("\n<|endoftext|>\n".join([STORY] * 30))
+    main(["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--source", str(tmp_path / "own.txt")])
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--stories", "1"]) == 0
+    assert "coherent: not judged" in capsys.readouterr().out
+
+
+def test_resume_continues_a_stopped_run_to_the_same_end(run, tmp_path, capsys, monkeypatch):
+    import utils.training
+
+    stopped = tmp_path / "stopped"
+    settle = utils.training._Run.advance
+    monkeypatch.setattr(utils.training._Run, "advance", lambda self: settle(self) or stop_after_step_2(self))
+    assert main(["train", "--preset", "smoke", "--run", str(stopped)]) == 130
+    assert "stopped after step 2 of 6" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv("TINYSTORIES_PATH", "/gone")  # the run knows its own source
+    assert main(["train", "--run", str(stopped), "--resume"]) == 0
+    losses = [json.loads((folder / "history.json").read_text())["losses"] for folder in (run, stopped)]
+    assert losses[0] == losses[1]
+
+
+def stop_after_step_2(run):
+    import os
+    import signal
+
+    if run.step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_is_kept_unless_overwrite_is_said(run, capsys):
+    before = (run / "checkpoint.pt").read_bytes()
+    assert "holds another run: continue it with --resume or" in error_of(
+        capsys, "train", "--preset", "smoke", "--run", run
+    )
+    assert (run / "checkpoint.pt").read_bytes() == before
+    assert main(["train", "--preset", "smoke", "--run", str(run), "--overwrite", "--steps", "2"]) == 0
+    assert json.loads((run / "run.json").read_text())["training"]["steps"] == 2
+
+
+def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    error_of(capsys, "train", "--preset", "smoke", "--run", run, "--overwrite", "--top-k", "9")
+    error_of(capsys, "train", "--preset", "smoke", "--run", run, "--overwrite", "--source", run / "nothing.txt")
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--d-model", 30, "--n-heads", 4], "KimiConfig.d_model is 30, it must be a multiple of n_heads (4)"),
+        (["--top-k", 5], "KimiConfig.top_k is 5, it must be at most n_experts (4)"),
+        (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
+        (["--schedule", "linear"], "TrainConfig.schedule is 'linear', it must be one of cosine, constant"),
+        (["--number-format", "fp16"], "number_format is 'fp16', on a CPU it must be auto, fp32 or bf16"),
+        (["--block-size", 99999], "a block of 99999 needs at least 100000"),
+        (["--source", "missing.txt"], "missing.txt does not exist"),
+    ],
+)
+def test_bad_options_of_train_are_one_clear_line(tmp_path, capsys, options, message):
+    assert message in error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "new", *options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
+    empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
+    empty.write_text("")
+    latin.write_bytes("Once upon a café".encode("latin-1"))
+    for file, message in ((empty, "holds no story"), (latin, "line 1: the text is not UTF-8")):
+        assert message in error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "x", "--source", file)
+    assert "there is no checkpoint" in error_of(capsys, "generate", "--run", tmp_path / "x")
+    assert "holds no run" in error_of(capsys, "train", "--run", tmp_path / "x", "--resume")
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
+    assert "is not a checkpoint or is cut off" in error_of(capsys, "generate", "--run", run)
+    (run / "run.json").write_text("{")
+    assert "is damaged" in error_of(capsys, "train", "--run", run, "--resume")
+
+
+def test_bad_options_of_generate_are_one_clear_line(run, capsys):
+    assert "temperature is -1.0" in error_of(capsys, "generate", "--run", run, "--temperature", -1)
+    assert "the prompt has 33 tokens" in error_of(capsys, "generate", "--run", run, "--prompt", "ball " * 33)
+
+
+def test_resume_takes_no_other_options(run, capsys):
+    assert "leave out --steps" in error_of(capsys, "train", "--run", run, "--resume", "--steps", "9")
+
+
+def test_help_explains_every_option_with_its_default():
+    parser = build_parser()
+    commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    for name, command in commands.choices.items():
+        text = command.format_help()
+        for action in command._actions[1:]:
+            assert action.help, (name, action.dest)
+            has_default = "default" in action.help or "(default" in text
+            assert has_default or action.required, (name, action.dest)
+    options = {action.dest for action in commands.choices["train"]._actions}
+    assert set(vars(KimiConfig.nano(2))) - {"vocab_size"} | set(vars(TrainConfig())) <= options
+    assert set(vars(Sampling())) <= {action.dest for action in commands.choices["generate"]._actions}
+
+
+def test_python_dash_m_utils_works_from_the_projects_folder():
+    done = subprocess.run([sys.executable, "-m", "utils", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "train" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "utils", "generate", "--run", "nowhere"], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 1 and done.stderr.decode().startswith("error: there is no checkpoint at nowhere")

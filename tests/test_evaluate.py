@@ -1,0 +1,70 @@
+"""What a model is worth: told stories, repetition, coherence, loss in several units."""
+
+import math
+
+import pytest
+import torch
+
+from tests.helpers import tiny_model
+from utils.data import TokenData
+from utils.evaluate import evaluate, repetition, tell_stories, validation_loss
+from utils.generation import generate
+from utils.stories import builtin_stories
+from utils.tokenizer import WordTokenizer
+
+STORIES = builtin_stories(40, seed=2)
+TOK = WordTokenizer.train(STORIES)
+DATA = TokenData.from_stories(STORIES, TOK)
+
+
+@pytest.fixture
+def model():
+    model = tiny_model(len(TOK), block_size=64)
+    model.tokenizer = TOK
+    return model
+
+
+def test_a_model_that_knows_nothing_pays_ln_v_and_tells_nothing_coherent(model):
+    with torch.no_grad():
+        model.head.weight.zero_()
+    result = evaluate(model, DATA, n_stories=3)
+    assert result.loss == pytest.approx(math.log(len(TOK)), rel=1e-5)
+    assert result.perplexity == pytest.approx(len(TOK), rel=1e-4)
+    n_bytes = sum(len(story) for story in STORIES) - DATA.n_bytes["train"]
+    assert result.bits_per_byte == pytest.approx(math.log2(len(TOK)) * len(DATA.split("val")) / n_bytes, rel=1e-4)
+    assert result.coherent == 0
+
+
+def test_a_model_that_recites_a_story_is_coherent(model, monkeypatch):
+    monkeypatch.setattr("utils.evaluate.tell_stories", lambda *a, **k: [STORIES[0].lower(), "Once upon a time, no."])
+    assert evaluate(model, DATA, n_stories=2).coherent == 0.5
+
+
+def test_stories_told_side_by_side_are_those_told_alone(model):
+    together = tell_stories(model, 3, "Once upon", max_new_tokens=20, temperature=0)
+    alone = generate(model, "Once upon", 20, temperature=0)
+    assert together == [alone] * 3
+
+
+def test_stories_differ_from_each_other_and_repeat_with_the_seed(model):
+    told = tell_stories(model, 60, max_new_tokens=5, temperature=1.0, seed=1)
+    assert len(told) == 60 and len(set(told)) > 50
+    assert told == tell_stories(model, 60, max_new_tokens=5, temperature=1.0, seed=1)
+
+
+def test_no_story_goes_on_after_its_end(model):
+    with torch.no_grad():
+        model.head.weight[TOK.eos_id] = 3 * model.head.weight[TOK.eos_id].sign()
+    assert not any("endoftext" in story for story in tell_stories(model, 20, max_new_tokens=40, temperature=1.0))
+
+
+def test_repetition_counts_what_stood_before_in_the_same_story():
+    assert repetition(["a b c d e f", "a b c d e f"]) == 0
+    assert repetition(["a b c d a b c d"]) == pytest.approx(1 / 5)
+    assert repetition(["la " * 13]) == pytest.approx(9 / 10)
+    assert repetition([]) == repetition(["a b"]) == 0
+
+
+def test_the_loss_does_not_depend_on_how_windows_are_batched(model):
+    losses = [validation_loss(model, DATA, batch_size=size) for size in (1, 4, 100)]
+    assert max(losses) - min(losses) < 1e-4

@@ -1,0 +1,583 @@
+"""Stories: what the grammar tells, what the judge finds, and where load_stories takes its stories from."""
+
+import io
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from utils import grammar, stories
+from utils.grammar import ADJECTIVES, BOYS, GIRLS, NOUNS
+from utils.stories import NoValidationSplit, builtin_stories, judge_story, load_stories, story_faults
+
+ROOT = Path(__file__).parent.parent
+END = "<|endoftext|>"
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """No test of this process may use the reader's own data or the real hub."""
+    monkeypatch.delenv("TINYSTORIES_PATH", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def tokens(text):
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+# ----------------------------------------------------------------------------------- the grammar
+
+
+@pytest.fixture(scope="module")
+def many():
+    return builtin_stories(20_000)
+
+
+def test_builtin_length_and_vocabulary(many):
+    lengths = [len(story.split()) for story in many]
+    assert min(lengths) >= 60 and max(lengths) <= 150
+    assert 85 <= sum(lengths) / len(lengths) <= 100
+    assert 400 <= len({token for story in many for token in tokens(story)}) <= 800
+    assert max(len(tokens(story)) for story in many) < grammar.MAX_TOKENS
+
+
+def test_builtin_openings_dialogue_and_contractions(many):
+    once = sum(story.startswith("Once upon a time") for story in many)
+    assert len(many) / 2 < once < len(many)
+    assert any("don't" in story.lower() for story in many) and any("it's" in story.lower() for story in many)
+    assert sum('"' in story for story in many) > len(many) / 2
+    assert len(set(many)) == len(many)
+
+
+def test_builtin_tells_the_thread_of_the_course(many):
+    assert any("Lily lost her red ball." in story for story in many)
+
+
+def test_builtin_spelling(many):
+    for story in many[:5000]:
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", story, re.I), story
+        assert not re.search(r'(^|[.!?]"? )"?[a-z]', re.sub(r'[!?]" [a-z]', '," x', story)), story
+        assert story.count('"') % 2 == 0 and "{" not in story and "  " not in story
+        assert story[-1] == "."
+
+
+def test_builtin_is_deterministic_and_extends():
+    random.seed(1)
+    state = random.getstate()
+    five, fifty = builtin_stories(5, 3), builtin_stories(50, 3)
+    assert five == fifty[:5] and fifty == builtin_stories(50, 3) and fifty != builtin_stories(50, 4)
+    assert random.getstate() == state
+    assert builtin_stories(0) == []
+    with pytest.raises(ValueError, match="-1"):
+        builtin_stories(-1)
+
+
+def test_templates_name_hero_and_thing_and_write_no_pronoun():
+    after = grammar.STAGES.index("problem")
+    for number, (stage, templates) in enumerate(grammar.TEMPLATES.items()):
+        assert 6 <= len(templates) <= 12, stage
+        for template in templates:
+            words = re.findall(r"\w+", re.sub(r"\{\w+\}", "", template).lower())
+            assert not {"he", "she", "him", "her", "his", "hers"} & set(words), template
+            if number >= after:
+                assert "{hero}" in template and re.search(r"\{(a_)?thing\}", template), template
+
+
+# ------------------------------------------------------------------------------------- the judge
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_judge_accepts_every_builtin_story(seed):
+    for story in builtin_stories(1000, seed):
+        assert story_faults(story) == []
+        assert judge_story(story)
+
+
+def test_judge_ignores_case_spacing_and_the_end_mark():
+    for story in builtin_stories(100, 7):
+        spaced = " ".join(tokens(story))
+        for form in (spaced, story.upper(), story.replace(" ", " \n "), f"{story}\n{END}\n", f"{spaced} {END}"):
+            assert judge_story(form)
+        assert not judge_story(story + END + story)
+
+
+def sentences(story):
+    """Cut after . ! ? and a closing quotation mark, where a capital or a quotation mark follows."""
+    return re.split(r'(?<=[.!?])(?<!\s)(?=\s+["A-Z])|(?<=[.!?]")\s*(?=\s["A-Z])', story)
+
+
+def others(word, words):
+    return [other for other in words if other != word]
+
+
+def replaced_from(story, pattern, new, rng):
+    """The story with `new` for every match of `pattern` from some later match on."""
+    spots = [match.start() for match in re.finditer(pattern, story)]
+    at = rng.choice(spots[1:])
+    return story[:at] + re.sub(pattern, new, story[at:])
+
+
+def hero_of(story):
+    return min((name for name in GIRLS + BOYS if re.search(rf"\b{name}\b", story)),
+               key=lambda name: re.search(rf"\b{name}\b", story).start())  # fmt: skip
+
+
+def thing_of(story):
+    return re.search(rf"\b({'|'.join(ADJECTIVES)}) ({'|'.join(NOUNS)})\b", story).groups()
+
+
+def hero_renamed(story, rng):
+    hero = hero_of(story)
+    return replaced_from(story, rf"\b{hero}\b", rng.choice(others(hero, GIRLS + BOYS)), rng)
+
+
+def hero_renamed_same_gender(story, rng):
+    hero = hero_of(story)
+    names = GIRLS if hero in GIRLS else BOYS
+    return replaced_from(story, rf"\b{hero}\b", rng.choice(others(hero, names)), rng)
+
+
+def pronoun_swapped(story, rng):
+    swaps = {"he": ["she"], "she": ["he"], "his": ["her"], "him": ["her"], "her": ["his", "him"]}
+    match = rng.choice(list(re.finditer(r"\b(he|she|his|him|her)\b", story, re.I)) or [None])
+    if match is None:
+        return None
+    new = rng.choice(swaps[match[0].lower()])
+    return story[: match.start()] + (new.title() if match[0][0].isupper() else new) + story[match.end() :]
+
+
+def sentences_exchanged(story, rng):
+    parts = [part.strip() for part in sentences(story)]
+    i, j = rng.sample(range(len(parts)), 2)
+    parts[i], parts[j] = parts[j], parts[i]
+    return " ".join(parts)
+
+
+def noun_changed(story, rng):
+    adjective, noun = thing_of(story)
+    new = rng.choice(others(noun, NOUNS))
+    return replaced_from(story, rf"\b{adjective} {noun}\b", f"{adjective} {new}", rng)
+
+
+def adjective_changed(story, rng):
+    adjective, noun = thing_of(story)
+    new = rng.choice(others(adjective, ADJECTIVES))
+    return replaced_from(story, rf"\b{adjective} {noun}\b", f"{new} {noun}", rng)
+
+
+def cut_at_word(story, rng):
+    words = story.split()
+    return " ".join(words[: round(len(words) * rng.uniform(0.3, 0.95))])
+
+
+def cut_at_sentence_end(story, rng):
+    parts = sentences(story)
+    return "".join(parts[: rng.randrange(1, len(parts))])
+
+
+DAMAGES = [hero_renamed, hero_renamed_same_gender, pronoun_swapped, sentences_exchanged, noun_changed,
+           adjective_changed, cut_at_word, cut_at_sentence_end]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_judge_rejects_damage(damage, record_property):
+    rng = random.Random(5)
+    pairs = [(story, damage(story, rng)) for story in builtin_stories(1000, 11)]
+    damaged = [text for story, text in pairs if text not in (None, story)]
+    assert len(damaged) >= 950
+    rejected = sum(not judge_story(text) for text in damaged) / len(damaged)
+    record_property("rejected", rejected)
+    print(f"{damage.__name__}: {rejected:.1%} of {len(damaged)} rejected")
+    assert rejected >= 0.95
+
+
+LILY = (
+    "Once upon a time, there was a little girl called Lily. One sunny day, Lily went to the park with her red ball. "
+    "Lily lost her red ball. Lily looked under the bench, but the red ball wasn't there. "
+    'Then Lily met an old owl and asked him about the red ball. "Hooray, my red ball is behind a rock!" '
+    "cheered Lily. In the end, Lily was happy because her red ball was back."
+)
+
+
+@pytest.mark.parametrize(
+    "old, new, fault",
+    [
+        ("", "", None),
+        ("cheered Lily. In the end, Lily", "cheered Tom. In the end, Tom", "the hero is lily, later tom"),
+        ("asked him", "asked her", "the helper is an old owl, later her"),
+        ("my red ball is", "my red boat is", "a red ball was lost, but a red boat was found"),
+        ("behind a rock", "under the bench", "the thing is found under the bench, where it was not in the search"),
+        ("In the end, Lily was happy because her red ball was back.", "", "the story stops before its ending"),
+        ("Lily lost her red ball. ", "", "the problem is missing before the search"),
+        ("Lily lost her red ball.", "Lily ate her red ball.",
+         'no sentence of the grammar begins "lily ate her red ball . lily looked under"'),
+    ],
+)  # fmt: skip
+def test_faults_are_plain_sentences(old, new, fault):
+    assert old in LILY
+    assert story_faults(LILY.replace(old, new)) == ([] if fault is None else [fault])
+
+
+def test_judge_on_noise():
+    rng = random.Random(0)
+    noise = ["", " \n", END, ".", '"', "a" * 1_000_000, '. "' * 300_000, "\x00\ud800{hero} (?P<", LILY * 5000,
+             "".join(map(chr, (rng.randrange(0x3000) for _ in range(100_000)))),
+             " ".join(rng.choices(tokens(" ".join(builtin_stories(50))), k=200_000))]  # fmt: skip
+    for text in noise:
+        faults = story_faults(text)
+        assert 1 <= len(faults) <= grammar.MAX_FAULTS and not judge_story(text)
+        assert all("\n" not in fault for fault in faults)
+
+
+# ------------------------------------------------------------------------------------- the files
+
+
+def write_parquet(path, columns):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table(columns), path, row_group_size=1000)
+    return path
+
+
+def write_stories(path, texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".txt":
+        path.write_bytes(f"\n{END}\n".join(texts).encode())
+    elif path.suffix == ".jsonl":
+        path.write_bytes("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts).encode())
+    else:
+        write_parquet(path, {"id": list(range(len(texts))), "text": texts})
+    return path
+
+
+TEXTS = ["One.\n\nTwo lines.", "Ünï — “quotes” 🙂", "Last one."]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".parquet"])
+def test_files_of_every_kind(tmp_path, ending, capsys, monkeypatch):
+    path = write_stories(tmp_path / f"mine{ending}", TEXTS)
+    assert load_stories(source=path) == TEXTS
+    assert load_stories(2, source=str(path)) == TEXTS[:2]
+    capsys.readouterr()
+    monkeypatch.setenv("TINYSTORIES_PATH", str(path))
+    assert load_stories(2) == TEXTS[:2]
+    assert capsys.readouterr().out == f"stories: 2 from {path} (train)\n"
+    assert load_stories(1, source="builtin") != TEXTS[:1]  # an explicit source comes first
+
+
+def test_text_file_details(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"\ufeff one{END}two\r\nlines {END}\n \n{END}{END} three\n".encode())
+    assert load_stories(source=path) == ["one", "two\nlines", "three"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_files_are_read_no_further_than_needed(tmp_path, ending):
+    path = write_stories(tmp_path / f"a{ending}", [*TEXTS, "end"])
+    with open(path, "ab") as file:
+        file.write(b"\xff broken\n")
+    assert load_stories(3, source=path) == TEXTS
+    with pytest.raises(ValueError, match="UTF-8"):
+        load_stories(source=path)
+
+
+def test_later_files_are_not_opened(tmp_path):
+    write_stories(tmp_path / "data" / "train-0.parquet", TEXTS)
+    (tmp_path / "data" / "train-1.parquet").write_bytes(b"broken")
+    assert load_stories(3, source=tmp_path) == TEXTS
+
+
+def test_folder_with_splits(tmp_path):
+    write_stories(tmp_path / "data" / "train-00000-of-00002.parquet", TEXTS[:1])
+    write_stories(tmp_path / "data" / "train-00001-of-00002.jsonl", TEXTS[1:2])
+    write_stories(tmp_path / "more" / "Valid.txt", TEXTS[2:])
+    write_stories(tmp_path / "notes.txt", ["not a story"])
+    (tmp_path / "README.md").write_text("text")
+    assert load_stories(source=tmp_path) == TEXTS[:2]
+    assert load_stories(source=tmp_path, split="validation") == TEXTS[2:]
+
+
+def test_sources_without_a_validation_split(tmp_path):
+    file = write_stories(tmp_path / "b.txt", TEXTS[1:])
+    write_stories(tmp_path / "a.txt", TEXTS[:1])
+    assert load_stories(source=tmp_path) == TEXTS  # no name tells a split: all files are training, sorted
+    for source in (file, tmp_path):
+        with pytest.raises(NoValidationSplit, match=re.escape(str(source))):
+            load_stories(source=source, split="validation")
+    assert issubclass(NoValidationSplit, ValueError)
+
+
+def test_folder_with_validation_only(tmp_path):
+    write_stories(tmp_path / "valid.txt", TEXTS)
+    with pytest.raises(ValueError, match="validation stories only"):
+        load_stories(source=tmp_path)
+
+
+BAD_FILES = {
+    "empty.txt": (b"", "no story"),
+    "blank.txt": (f" \n{END}\n{END}".encode(), "no story"),
+    "empty.jsonl": (b"\n", "no story"),
+    "latin.txt": ("one\ntwo\ncaf\xe9".encode("latin-1"), "line 3.*UTF-8"),
+    "utf16.jsonl": ('{"text": "a"}'.encode("utf-16"), "line 1.*UTF-8"),
+    "cut.jsonl": (b'{"text": "one"}\n{"text": "tw', "line 2.*JSON"),
+    "deep.jsonl": (b"[" * 100_000, "line 1.*"),
+    "list.jsonl": (b'{"text": "one"}\n\n["text"]\n', 'line 3.*"text"'),
+    "fields.jsonl": (b'{"story": "one", "id": 1}\n', "line 1.*story, id"),
+    "number.jsonl": (b'{"text": 1}\n', 'line 1.*"text"'),
+    "bytes.parquet": (b"PAR1 nothing else", "parquet"),
+    "empty.parquet": (b"", "parquet"),
+    "stories.csv": (b"text\none\n", ".txt, .jsonl, .parquet"),
+    "no_ending": (b"one", ".txt, .jsonl, .parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_stories(source=tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_parquet_files(tmp_path):
+    whole = write_parquet(tmp_path / "whole.parquet", {"text": builtin_stories(3000)}).read_bytes()
+    cases = {"cut": whole[:-100], "hole": whole[:5000] + bytes(len(whole) - 10_000) + whole[-5000:]}
+    for name, content in cases.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.parquet") as caught:
+            load_stories(source=tmp_path / f"{name}.parquet")
+        assert "\n" not in str(caught.value)
+    for columns in ({"story": ["one"], "id": [1]}, {"text": [1, 2], "story": ["one", "two"]}):
+        path = write_parquet(tmp_path / "columns.parquet", columns)
+        with pytest.raises(ValueError, match=r"columns\.parquet.*story: string"):
+            load_stories(source=path)
+
+
+def test_missing_path_and_empty_folder(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_stories(source=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no story file.*\.txt"):
+        load_stories(source=tmp_path)
+    monkeypatch.setenv("TINYSTORIES_PATH", str(tmp_path / "gone.txt"))
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):  # never a silent fall-back
+        load_stories()
+
+
+@pytest.mark.parametrize("arguments", [{"split": "test"}, {"split": "valid"}, {"n": 0}, {"n": -5}])
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError, match=str(*arguments.values())):
+        load_stories(**{"n": 1, "source": "builtin"} | arguments)
+
+
+def test_builtin_source(capsys):
+    train, valid = (load_stories(200, split, "builtin") for split in ("train", "validation"))
+    assert train == builtin_stories(200) and len(valid) == 200 and not set(train) & set(valid)
+    assert capsys.readouterr().out.splitlines() == [
+        "stories: 200 built-in stories (train)", "stories: 200 built-in stories (validation)"]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- the hub
+
+REPO, COMMIT = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """The few routes of the hub that `datasets` asks for one public dataset, counting what it sends."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        files, route = self.server.files, unquote(urlsplit(self.path).path)
+        folder = {"type": "directory", "path": "data", "oid": "f" * 40}
+        entries = [{"type": "file", "path": path, "size": len(data), "oid": f"{number:040x}"}
+                   for number, (path, data) in enumerate(files.items())]  # fmt: skip
+        if route in (f"/api/datasets/{REPO}", f"/api/datasets/{REPO}/revision/{COMMIT}"):
+            self.reply_json({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
+        elif route == f"/api/datasets/{REPO}/tree/{COMMIT}":
+            self.reply_json([folder] + [entry for entry in entries if "/" not in entry["path"]])
+        elif route == f"/api/datasets/{REPO}/tree/{COMMIT}/data":
+            self.reply_json([entry for entry in entries if entry["path"].startswith("data/")])
+        elif route.startswith(f"/datasets/{REPO}/resolve/") and route.split("/", 6)[6] in files:
+            self.reply_file(route.split("/", 6)[6])
+        else:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_POST = do_GET
+
+    def reply_file(self, path):
+        data, code, headers = self.server.files[path], 200, {"ETag": f'"{path}"', "X-Repo-Commit": COMMIT}
+        if wanted := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, code = data[first : last + 1], 206
+        if self.command == "GET":
+            self.server.sent[path] = self.server.sent.get(path, 0) + len(data)
+        if self.server.broken and path.startswith("data/"):
+            return self.reply(403, b"", {})
+        self.reply(code, data, headers)
+
+    def reply_json(self, value):
+        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def reply(self, code, data, headers):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(data)), "Accept-Ranges": "bytes", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            try:
+                self.wfile.write(data)
+            except OSError:
+                pass  # the client has seen enough
+
+    def log_message(self, *_):
+        pass
+
+
+def shard_names(split, shards):
+    return [f"data/{split}-{i:05}-of-{shards:05}-2d5a1467fff1081b.parquet" for i in range(shards)]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A hub on this machine with 4 training shards of 1,500 stories and a validation shard of 300."""
+    pytest.importorskip("datasets")
+    files = {"README.md": b"---\nlicense: cdla-sharing-1.0\n---\n", "TinyStories-train.txt": b"another format"}
+    for seed, name in enumerate(shard_names("train", 4) + shard_names("validation", 1), 100):
+        texts = builtin_stories(300 if "valid" in name else 1500, seed)
+        shard = io.BytesIO()
+        write_parquet(shard, {"text": ["", *texts]})  # the real data has empty stories too
+        files[name] = shard.getvalue()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.files, server.sent, server.broken = files, {}, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def load_in_new_python(home, endpoint, code, timeout=60, **variables):
+    """Run `code` where nothing is imported or cached yet; (exit status, printed text, error output)."""
+    keep = {name: value for name, value in os.environ.items()
+            if not re.match(r"HF_|HUGGING|TINYSTORIES|.*proxy", name, re.I)}  # fmt: skip
+    environment = keep | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "*"} | variables
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom utils.stories import load_stories\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, timeout=timeout,
+                          capture_output=True, text=True)  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_hub_fetches_only_the_shards_it_needs(hub, tmp_path):
+    hub.sent.clear()
+    code = (
+        "import json; first = load_stories(1_000); json.dump(first, open('first.json', 'w'))\n"
+        "valid = load_stories(1_000, 'validation', 'hub'); json.dump(valid, open('valid.json', 'w'))"
+    )
+    status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
+    assert status == 0, err
+    assert out.splitlines() == [
+        f"stories: 1,000 from the hub ({REPO}, train)", f"stories: 300 from the hub ({REPO}, validation)"]  # fmt: skip
+    assert json.loads((tmp_path / "first.json").read_text()) == builtin_stories(1000, 100)
+    assert json.loads((tmp_path / "valid.json").read_text()) == builtin_stories(300, 104)
+    first, *rest = shard_names("train", 4)
+    assert hub.sent[first] > 0
+    assert not any(hub.sent.get(shard) for shard in [*rest, "TinyStories-train.txt"])
+
+
+def test_hub_failing_later(hub, tmp_path):
+    hub.broken = True
+    code = (
+        "load_stories(5)\n"
+        "try: load_stories(5, source='hub')\n"
+        "except ConnectionError as error: print(type(error).__name__, error)"
+    )
+    try:
+        status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
+    finally:
+        hub.broken = False
+    first, second = out.splitlines()
+    assert status == 0, err
+    assert first.startswith("stories: the hub failed, so 5 built-in stories (")
+    assert second.startswith("ConnectionError the hub failed: ")
+
+
+@pytest.fixture
+def silent_port():
+    """A server that takes the connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return port
+
+
+FALL_BACK = """
+import time
+started = time.monotonic()
+stories = load_stories(20)
+seconds = time.monotonic() - started
+from utils.stories import builtin_stories
+assert stories == builtin_stories(20) and seconds < 5, seconds
+assert "datasets" not in sys.modules and "pyarrow" not in sys.modules
+try: load_stories(20, source="hub")
+except ConnectionError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize("port", ["closed_port", "silent_port"])
+def test_without_a_network_the_stories_are_built_in(port, request, tmp_path):
+    endpoint = f"http://127.0.0.1:{request.getfixturevalue(port)}"
+    status, out, err = load_in_new_python(tmp_path, endpoint, FALL_BACK)
+    assert status == 0, err
+    first, second = out.splitlines()
+    assert first.startswith(f"stories: no network, so 20 built-in stories ({endpoint}")
+    assert second.startswith(f"no network: {endpoint}")
+
+
+def test_a_name_look_up_that_blocks_is_left_behind(monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(stories, "PROBE_SECONDS", 0.2)
+    released = threading.Event()
+    monkeypatch.setattr(stories.urllib.request, "urlopen", lambda *_, **__: released.wait(30))
+    try:
+        assert load_stories(3) == builtin_stories(3)
+    finally:
+        released.set()
+    assert "does not answer within 0.2 seconds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_is_believed_at_once(variable, monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(stories.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    assert load_stories(3, "validation") == load_stories(3, "validation", "builtin")
+    assert capsys.readouterr().out.startswith(
+        f"stories: no network, so 3 built-in stories ({variable} is set)\n")  # fmt: skip
+    with pytest.raises(ConnectionError, match=variable):
+        load_stories(3, source="hub")
+
+
+@pytest.mark.parametrize("code, reachable", [(401, True), (429, True), (403, False), (404, False), (503, False)])
+def test_answers_of_the_hub(code, reachable, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def refuse(url, **_):
+        raise stories.urllib.error.HTTPError(url, code, "no", {}, None)
+
+    monkeypatch.setattr(stories.urllib.request, "urlopen", refuse)
+    assert (stories._hub_problem() is None) == reachable

@@ -1,0 +1,264 @@
+"""Training: the schedule, learning, stopping and going on, and never losing a run."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from tests.helpers import tiny_model
+from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
+from utils.config import TrainConfig
+from utils.data import TokenData
+from utils.evaluate import validation_loss
+from utils.stories import builtin_stories
+from utils.tokenizer import WordTokenizer
+from utils.training import History, TrainingDiverged, learning_rate, train
+
+CONFIG = TrainConfig(
+    steps=12, batch_size=4, block_size=16, lr=1e-2, eval_interval=5, eval_batches=2, number_format="fp32"
+)
+STORIES = builtin_stories(60, seed=1)
+TOK = WordTokenizer.train(STORIES)
+DATA = TokenData.from_stories(STORIES, TOK)
+TIMES = ("tokens_per_second", "seconds")  # the only parts of a history that differ between equal runs
+
+
+def new_model(**changes):
+    model = tiny_model(len(TOK), **changes)
+    model.tokenizer = TOK
+    return model
+
+
+def without_times(history):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in history.rows]
+
+
+def changed(**fields):
+    return TrainConfig(**{**vars(CONFIG), **fields})
+
+
+def test_the_rate_warms_up_and_falls_on_a_cosine():
+    config = TrainConfig(steps=101, warmup=10 / 101, lr=1.0, final_lr=0.1)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_constant_rate_stays_after_the_warmup():
+    config = TrainConfig(steps=100, warmup=0.1, lr=2.0, schedule="constant")
+    assert {learning_rate(step, config) for step in range(10, 100)} == {2.0}
+
+
+def test_training_learns_and_leaves_its_files(tmp_path):
+    model = new_model()
+    history = train(model, DATA, changed(steps=60, eval_interval=20), out_dir=tmp_path)
+    assert history.step == 60 and [row["step"] for row in history.rows] == [0, 20, 40, 60]
+    assert history.losses[-1] < history.losses[0] - 1
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert History.load(tmp_path / "history.json") == history
+    loaded, step = load_model(tmp_path)
+    assert step == 60 and not loaded.training
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+def test_the_validation_split_is_measured_and_never_trained_on(monkeypatch):
+    """Fault of the original notebook: its validation split was never evaluated."""
+    drawn = []
+    batch = TokenData.batch
+    monkeypatch.setattr(TokenData, "batch", lambda self, split, *a: drawn.append(split) or batch(self, split, *a))
+    history = train(new_model(), DATA, CONFIG)
+    assert (
+        drawn == ["val"] * 2 + ["train"] * 5 + ["val"] * 2 + ["train"] * 5 + ["val"] * 2 + ["train"] * 2 + ["val"] * 2
+    )
+    assert history.rows[-1]["val_loss"] < history.rows[0]["val_loss"]
+
+
+def test_the_same_seed_gives_the_same_run_and_outside_randomness_has_no_say():
+    losses = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        model = new_model(dropout=0.2)
+        torch.manual_seed(noise)
+        losses.append(train(model, DATA, changed(seed=seed)).losses)
+        after_training = torch.rand(1)
+        torch.manual_seed(noise)
+        assert torch.equal(torch.rand(1), after_training)  # nothing was taken from the outside
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("dropout, schedule", [(0.0, "cosine"), (0.3, "constant")])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, dropout, schedule, monkeypatch):
+    """Fault of the original notebook: it had no checkpoint."""
+    config = changed(schedule=schedule, accumulation=2)
+    whole = new_model(dropout=dropout)
+    expected = train(whole, DATA, config)
+
+    interrupt_at(monkeypatch, 7)
+    stopped = train(new_model(dropout=dropout), DATA, config, out_dir=tmp_path)
+    assert stopped.step == 7
+    monkeypatch.undo()
+    resumed = new_model(dropout=dropout, seed=9)  # its own weights do not matter
+    history = train(resumed, DATA, config, out_dir=tmp_path, resume=True)
+
+    assert history.losses == expected.losses and without_times(history) == without_times(expected)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def interrupt_at(monkeypatch, step):
+    """Press Ctrl-C in the middle of a step."""
+    calls = []
+    batch = TokenData.batch
+
+    def batch_with_interrupt(self, split, *args):
+        calls.append(split)
+        if calls.count("train") == 2 * step - 1:  # two batches make a step
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, split, *args)
+
+    monkeypatch.setattr(TokenData, "batch", batch_with_interrupt)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 3)
+    handler = signal.getsignal(signal.SIGINT)
+    history = train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert history.step == load_checkpoint(tmp_path)["step"] == 3
+    assert f"stopped after step 3 of 12: it is saved in {tmp_path}; go on with --resume" in capsys.readouterr().out
+
+
+def test_resuming_where_nothing_is_starts_a_run_and_a_finished_one_stays(tmp_path):
+    model = new_model()
+    history = train(model, DATA, CONFIG, out_dir=tmp_path, resume=True)
+    again = train(new_model(seed=5), DATA, CONFIG, out_dir=tmp_path, resume=True)
+    assert again == history
+
+
+def test_a_run_is_never_overwritten_unasked(tmp_path):
+    train(new_model(), DATA, CONFIG, out_dir=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="holds another run: continue it with --resume or replace it"):
+        train(new_model(), DATA, CONFIG, out_dir=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert train(new_model(), DATA, changed(steps=3), out_dir=tmp_path, overwrite=True).step == 3
+
+
+def test_a_run_is_only_continued_as_it_began(tmp_path):
+    train(new_model(), DATA, CONFIG, out_dir=tmp_path)
+    others = TokenData.from_stories(STORIES[:30], TOK)
+    for model, data, config, message in (
+        (new_model(), DATA, changed(lr=0.5), "saved run has lr=0.01, to continue it must stay so, not 0.5"),
+        (new_model(d_ff=40), DATA, CONFIG, "saved model has d_ff=48"),
+        (new_model(), others, CONFIG, "the stories are not those the run began with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(model, data, config, out_dir=tmp_path, resume=True)
+    assert load_checkpoint(tmp_path)["step"] == 12
+    save_checkpoint(tmp_path, new_model(), 12)
+    with pytest.raises(ValueError, match="no run to continue"):
+        train(new_model(), DATA, CONFIG, out_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, where):
+    model = new_model()
+    steps = []
+
+    def break_at_step_8(module, args):
+        if module.training:
+            steps.append(1)
+            if len(steps) == 8:
+                if where == "loss":
+                    with torch.no_grad():
+                        module.head.weight[0, 0] = math.nan
+                else:
+                    module.head.weight.register_hook(lambda grad: grad * math.inf)
+
+    model.embedding.register_forward_pre_hook(lambda _, args: break_at_step_8(model, args))
+    with pytest.raises(TrainingDiverged, match=r"at step 8 .*the checkpoint of step \d in .* is kept"):
+        train(model, DATA, changed(checkpoint_minutes=1e-9), out_dir=tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert 1 <= state["step"] < 8
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+
+
+def test_accumulating_halves_equals_the_whole_batch():
+    """Two batches of 4 windows make the gradient of one batch of 8."""
+    generator = torch.Generator().manual_seed(CONFIG.seed)
+    halves = [DATA.batch("train", 4, 16, generator) for _ in range(2)]
+    x, y = (torch.cat(parts) for parts in zip(*halves, strict=True))
+    model = new_model(balance_coef=0.0)
+    expected = model.loss(x, y).item()
+    history = train(new_model(balance_coef=0.0), DATA, changed(steps=1, accumulation=2))
+    assert history.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_history_row_says_how_many_tokens_each_expert_got():
+    history = train(new_model(), DATA, CONFIG)
+    for row in history.rows[1:]:
+        assert [sum(layer) for layer in row["expert_load"]] == [4 * 16 * 2] * 2
+
+
+def test_the_validation_loss_predicts_every_token_once():
+    model = new_model().eval()
+    ids = torch.from_numpy(DATA.split("val").astype(int))
+    total = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        x, y = ids[start : start + 16][: len(ids) - 1 - start], ids[start + 1 : start + 17]
+        total += model(x[None], targets=y[None])[1].item() * len(y)
+    assert validation_loss(model, DATA, batch_size=3) == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+
+
+def test_a_block_longer_than_the_models_is_named():
+    with pytest.raises(ValueError, match=r"block_size is 32, the model's is 16"):
+        train(new_model(), DATA, changed(block_size=32))
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_never_executes_what_it_contains(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"format": "kimi-k2-from-scratch checkpoint 1", "model": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        load_model(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not really", "cut", "other"])
+def test_a_file_that_is_no_checkpoint_or_is_cut_off_is_named(tmp_path, content):
+    file = tmp_path / "checkpoint.pt"
+    if content == "cut":
+        save_checkpoint(file, new_model(), 1)
+        content = file.read_bytes()[:-1000]
+    if content == "other":
+        torch.save({"weights": torch.zeros(3)}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint"):
+        load_model(tmp_path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_crash_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, new_model(), 1)
+    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(tmp_path, new_model(), 2)
+    monkeypatch.undo()
+    assert load_model(tmp_path)[1] == 1
+
+
+def test_a_history_is_plain_json(tmp_path):
+    train(new_model(), DATA, CONFIG, out_dir=tmp_path)
+    assert set(json.loads((tmp_path / "history.json").read_text())) == {"losses", "rows"}
