@@ -1,5 +1,6 @@
 """Stories: what the grammar tells, what the judge finds, and where load_stories takes its stories from."""
 
+import contextlib
 import io
 import json
 import os
@@ -218,8 +219,11 @@ LILY = (
         ("behind a rock", "under the bench", "the thing is found under the bench, where it was not in the search"),
         ("In the end, Lily was happy because her red ball was back.", "", "the story stops before its ending"),
         ("Lily lost her red ball. ", "", "the problem is missing before the search"),
+        ("Lily lost her red ball.", "Lily lost her red ball. " * 2, "the problem comes after the problem"),
+        ("because her red ball was back.", "because her red ball was back. Lily lost her red ball.",
+         "the problem comes after the ending"),
         ("Lily lost her red ball.", "Lily ate her red ball.",
-         'no sentence of the grammar begins "lily ate her red ball . lily looked under"'),
+         'no sentence of the grammar begins "lily ate her red ball ."'),
     ],
 )  # fmt: skip
 def test_faults_are_plain_sentences(old, new, fault):
@@ -435,10 +439,8 @@ class StandIn(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            try:
+            with contextlib.suppress(OSError):  # the client may have seen enough
                 self.wfile.write(data)
-            except OSError:
-                pass  # the client has seen enough
 
     def log_message(self, *_):
         pass
@@ -548,16 +550,19 @@ def test_without_a_network_the_stories_are_built_in(port, request, tmp_path):
     assert second.startswith(f"no network: {endpoint}")
 
 
-def test_a_name_look_up_that_blocks_is_left_behind(monkeypatch, capsys):
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(stories, "PROBE_SECONDS", 0.2)
-    released = threading.Event()
-    monkeypatch.setattr(stories.urllib.request, "urlopen", lambda *_, **__: released.wait(30))
-    try:
-        assert load_stories(3) == builtin_stories(3)
-    finally:
-        released.set()
-    assert "does not answer within 0.2 seconds" in capsys.readouterr().out
+BLOCKED = """
+import threading
+from utils import stories
+stories.PROBE_SECONDS = 0.2
+stories.urllib.request.urlopen = lambda *_, **__: threading.Event().wait()
+load_stories(3)
+"""
+
+
+def test_a_name_look_up_that_blocks_is_left_behind(tmp_path):
+    status, out, err = load_in_new_python(tmp_path, "http://127.0.0.1", BLOCKED, timeout=20)
+    assert status == 0, err
+    assert "does not answer within 0.2 seconds" in out and out.count("\n") == 1
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])

@@ -319,7 +319,7 @@ def story_faults(text: str) -> list[str]:
 
 
 def _sentences(line: str) -> Iterator[tuple[str | None, dict[str, str], str]]:
-    """Each sentence's stage, slots and words; where no template fits: None, no slots, all that is left."""
+    """Each sentence's stage, slots and words; where no template fits: None, no slots, its words."""
     at = 0
     while at < len(line):
         fits = [(stage, fit) for stage, pattern in _patterns() if (fit := pattern.match(line, at))]
@@ -328,9 +328,9 @@ def _sentences(line: str) -> Iterator[tuple[str | None, dict[str, str], str]]:
             yield stage, fit.groupdict(), fit[0]
             at = fit.end()
         else:
-            yield None, {}, line[at:]
             end = SENTENCE_END.search(line, at)
-            at = end.end() if end else len(line)
+            start, at = at, end.end() if end else len(line)
+            yield None, {}, line[start:at]
 
 
 def _plot_faults(sentences: list) -> list[str]:
