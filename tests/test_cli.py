@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.__main__ import build_parser, main
+from utils.checkpoint import load_checkpoint
 from utils.config import PRESETS, KimiConfig, Preset, TrainConfig
 from utils.generation import Sampling
 
@@ -46,7 +47,7 @@ def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path)
     out = capsys.readouterr().out
     assert "built-in stories" in out and "active for each token" in out and "\nOnce upon a time" in out
     assert f'python -m utils generate --run {tmp_path / "again"} --prompt "Once upon a time"' in out
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "history.json", "loss.png", "run.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "history.json", "loss.png"]
 
 
 def test_generate_tells_the_same_story_for_a_seed(run, capsys):
@@ -110,7 +111,7 @@ def test_a_run_is_kept_unless_overwrite_is_said(run, capsys):
     )
     assert (run / "checkpoint.pt").read_bytes() == before
     assert main(["train", "--preset", "smoke", "--run", str(run), "--overwrite", "--steps", "2"]) == 0
-    assert json.loads((run / "run.json").read_text())["training"]["steps"] == 2
+    assert load_checkpoint(run)["step"] == 2
 
 
 def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
@@ -144,11 +145,10 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
     for file, message in ((empty, "holds no story"), (latin, "line 1: the text is not UTF-8")):
         assert message in error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "x", "--source", file)
     assert "there is no checkpoint" in error_of(capsys, "generate", "--run", tmp_path / "x")
-    assert "holds no run" in error_of(capsys, "train", "--run", tmp_path / "x", "--resume")
+    assert "there is no checkpoint at" in error_of(capsys, "train", "--run", tmp_path / "x", "--resume")
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
     assert "is not a checkpoint or is cut off" in error_of(capsys, "generate", "--run", run)
-    (run / "run.json").write_text("{")
-    assert "is damaged" in error_of(capsys, "train", "--run", run, "--resume")
+    assert "is not a checkpoint or is cut off" in error_of(capsys, "train", "--run", run, "--resume")
 
 
 def test_bad_options_of_generate_are_one_clear_line(run, capsys):

@@ -268,7 +268,8 @@ TEXTS = ["One.\n\nTwo lines.", "Ünï — “quotes” 🙂", "Last one."]
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".parquet"])
 def test_files_of_every_kind(tmp_path, ending, capsys, monkeypatch):
     path = write_stories(tmp_path / f"mine{ending}", TEXTS)
-    assert load_stories(source=path) == TEXTS
+    stories = load_stories(source=path)
+    assert stories == TEXTS and stories.source == str(path)
     assert load_stories(2, source=str(path)) == TEXTS[:2]
     capsys.readouterr()
     monkeypatch.setenv("TINYSTORIES_PATH", str(path))
@@ -384,6 +385,7 @@ def test_bad_arguments(arguments):
 
 def test_builtin_source(capsys):
     train, valid = (load_stories(200, split, "builtin") for split in ("train", "validation"))
+    assert train.source == valid.source == "builtin"
     assert train == builtin_stories(200) and len(valid) == 200 and not set(train) & set(valid)
     assert capsys.readouterr().out.splitlines() == [
         "stories: 200 built-in stories (train)", "stories: 200 built-in stories (validation)"]  # fmt: skip

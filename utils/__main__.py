@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, fields, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import load_checkpoint, load_model, write_atomically
+from utils.checkpoint import load_checkpoint, load_model
 from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
 from utils.data import TokenData, split_stories
 from utils.device import pick_device
@@ -23,7 +22,6 @@ from utils.tokenizer import WordTokenizer
 from utils.training import TrainingDiverged, refuse_other_run, train
 
 PROMPT = "Once upon a time"
-RECIPE = "run.json"  # beside the checkpoint: what the run is made of, to continue and to evaluate it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +55,7 @@ def train_command(args: argparse.Namespace) -> int:
     total, active = count_parameters(model)
     print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {len(tok):,} words")
     print(f"model: {total:,} parameters, {active:,} active for each token, on {model.device}")
-    write_atomically(folder / RECIPE, lambda file: file.write(json.dumps(recipe, indent=1).encode()))
-
-    history = train(model, data, config, out_dir=folder, resume=args.resume, overwrite=args.overwrite)
+    history = train(model, data, config, folder, resume=args.resume, overwrite=args.overwrite, notes=recipe)
 
     if history.step < config.steps:
         return 130
@@ -123,13 +119,10 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
 
 
 def _read_recipe(folder: Path) -> dict:
-    file = folder / RECIPE
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: there is no {file}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    recipe = (load_checkpoint(folder)["training"] or {}).get("notes")
+    if recipe is None:
+        raise ValueError(f"{folder} was not made by this command line: it does not say how its stories are loaded")
+    return recipe
 
 
 def _load_split(recipe: dict) -> tuple[list[str], list[str]]:

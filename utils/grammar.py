@@ -42,8 +42,7 @@ SPOTS = ["under the bench", "behind the big tree", "in the tall grass", "under s
 
 # Slots on which nothing else in the story depends, each named after its first word.
 FREE = {
-    "kind": ["kind", "happy", "brave", "curious", "clever", "cheerful", "gentle", "friendly", "funny",
-             "quiet"],
+    "kind": ["kind", "happy", "brave", "curious", "clever", "cheerful", "gentle", "friendly", "funny", "quiet"],
     "sunny": ["sunny", "warm", "bright", "windy", "cool", "lovely", "beautiful", "cloudy"],
     "sad": ["sad", "upset", "worried", "lonely", "unhappy"],
     "mom": ["mom", "dad", "grandma", "grandpa", "sister", "brother"],
@@ -147,13 +146,13 @@ TEMPLATES = {
         "Luckily, {a_helper} was near, and {hero} told {helper_him} about the {thing}.",
     ],
     "offer": [
-        '"Don\'t worry, {hero}! I\'ll help you find your {thing}," said {helper}.',
-        '"It\'s okay, {hero}! We\'ll find the {thing}," {helper} replied.',
+        "\"Don't worry, {hero}! I'll help you find your {thing},\" said {helper}.",
+        "\"It's okay, {hero}! We'll find the {thing},\" {helper} replied.",
         "{Helper} promised {hero} that {helper_he} would find the {thing}.",
-        '{Helper} nodded and said, "Don\'t cry, {hero}, your {thing} can\'t be far."',
+        "{Helper} nodded and said, \"Don't cry, {hero}, your {thing} can't be far.\"",
         '"Let\'s get your {thing}, {hero}," {helper} answered.',
         "{Helper} had an idea, and {helper_he} told {hero} where the {thing} might be.",
-        '{hero} felt better when {helper} said, "I\'m sure we\'ll find your {thing}."',
+        "{hero} felt better when {helper} said, \"I'm sure we'll find your {thing}.\"",
         "{Helper} was clever, and {helper_he} knew how to find {hero}'s {thing}.",
     ],
     "solution": [
@@ -220,8 +219,11 @@ def _helper(name: str, pronoun: str) -> dict[str, str]:
 # Everyone and everything that can play a role, as the slots that it fills.
 CAST = {
     "hero": [_hero(name, "she") for name in GIRLS] + [_hero(name, "he") for name in BOYS],
-    "thing": [{"thing": f"{adjective} {noun}", "a_thing": _article(f"{adjective} {noun}")}
-              for adjective in ADJECTIVES for noun in NOUNS],
+    "thing": [
+        {"thing": f"{adjective} {noun}", "a_thing": _article(f"{adjective} {noun}")}
+        for adjective in ADJECTIVES
+        for noun in NOUNS
+    ],
     "helper": [_helper(name, pronoun) for name, pronoun in HELPERS.items()],
     "place": [{"place": f"the {name}", "at_place": f"{at} the {name}"} for name, at in PLACES.items()],
 }

@@ -15,7 +15,6 @@ from torch import nn
 from utils.config import KimiConfig
 from utils.swiglu import swiglu
 
-
 TILE = 64  # rows
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.grammar import builtin_stories, judge_story, story_faults
 
-__all__ = ["NoValidationSplit", "builtin_stories", "judge_story", "load_stories", "story_faults"]
+__all__ = ["NoValidationSplit", "Stories", "builtin_stories", "judge_story", "load_stories", "story_faults"]
 
 HUB_DATASET = "roneneldan/TinyStories"
 PATH_VARIABLE = "TINYSTORIES_PATH"
@@ -30,7 +30,15 @@ class NoValidationSplit(ValueError):
     """The source has training stories only, so the caller has to split off some of them."""
 
 
-def load_stories(n: int = 100_000, split: str = "train", source: str | Path | None = None) -> list[str]:
+class Stories(list):
+    """A list of stories that knows its `source`: what to give `load_stories` to get the same ones again."""
+
+    def __init__(self, stories: list[str], source: str):
+        super().__init__(stories)
+        self.source = source
+
+
+def load_stories(n: int = 100_000, split: str = "train", source: str | Path | None = None) -> Stories:
     """Load up to `n` stories and print in one line where they come from.
 
     `source` is a .txt file (a line <|endoftext|> ends a story), a .jsonl or .parquet file (field or column
@@ -47,23 +55,24 @@ def load_stories(n: int = 100_000, split: str = "train", source: str | Path | No
     source = source or os.environ.get(PATH_VARIABLE)
     if source == "builtin":
         stories = builtin_stories(n, SEEDS[split])
-        line = f"{len(stories):,} built-in stories ({split})"
+        line, taken = f"{len(stories):,} built-in stories ({split})", "builtin"
     elif not source or source == "hub":
         try:
             stories = _hub_stories(n, split)
-            line = f"{len(stories):,} from the hub ({HUB_DATASET}, {split})"
+            line, taken = f"{len(stories):,} from the hub ({HUB_DATASET}, {split})", "hub"
         except ConnectionError as error:
             if source == "hub":
                 raise
             stories = builtin_stories(n, SEEDS[split])
             problem, _, reason = str(error).partition(": ")
-            line = f"{problem}, so {len(stories):,} built-in stories ({reason})"
+            line, taken = f"{problem}, so {len(stories):,} built-in stories ({reason})", "builtin"
     else:
+        taken = str(Path(source).expanduser().resolve())
         files = _story_files(Path(source).expanduser(), split)
         stories = list(islice(chain.from_iterable(map(_file_stories, files)), n))
         line = f"{len(stories):,} from {source} ({split})"
     print(f"stories: {line}")
-    return stories
+    return Stories(stories, taken)
 
 
 # ----------------------------------------------------------------------------------------- files

@@ -66,18 +66,20 @@ def train(
     out_dir: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    notes: dict | None = None,
 ) -> History:
     """Train `model` in place, on the device where it is, and return what happened.
 
     out_dir: folder for checkpoint.pt, history.json and loss.png; None keeps nothing.
     resume: continue the run in out_dir with its next batch, if there is one; overwrite: replace it.
+    notes: plain values to keep in the checkpoint, such as where the stories came from.
     Raises FileExistsError when out_dir holds a run and neither is set, ValueError when that run had another model,
     configuration or data, TrainingDiverged when the loss is not finite. Ctrl-C ends the run after the current step.
     """
     folder = None if out_dir is None else Path(out_dir)
     refuse_other_run(folder, resume, overwrite)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        run = _Run(model, data, config)
+        run = _Run(model, data, config, notes)
         if resume and folder and checkpoint_file(folder).is_file():
             run.restore(load_checkpoint(folder, model.device))
         print(f"number format: {run.number_format} ({run.format_reason})")
@@ -131,12 +133,12 @@ def _loop(run: _Run, folder: Path | None) -> None:
 class _Run:
     """All that changes while a model is trained, so that it can be saved and restored as a whole."""
 
-    def __init__(self, model: Kimi, data: TokenData, config: TrainConfig):
+    def __init__(self, model: Kimi, data: TokenData, config: TrainConfig, notes: dict | None):
         if config.block_size > model.config.block_size:
             raise ValueError(
                 f"TrainConfig.block_size is {config.block_size}, the model's is {model.config.block_size}: at most that"
             )
-        self.model, self.data, self.config = model, data, config
+        self.model, self.data, self.config, self.notes = model, data, config, notes
         self.optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr)
         self.batches = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)  # dropout
@@ -235,6 +237,7 @@ class _Run:
         device = self.model.device
         save_checkpoint(folder, self.model, self.step, {
             "config": asdict(self.config),
+            "notes": self.notes,
             "data": self.data.fingerprint(),
             "number_format": self.number_format,
             "optimizer": self.optimizer.state_dict(),
