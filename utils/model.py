@@ -55,15 +55,14 @@ class Kimi(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """GPT-2's scheme: std 0.02, and less where 2L branches add up in the residual stream."""
-        branch_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        """Every layer passes on the size of what it gets, and the 2L branches together add as much as the input."""
         # The final norm gives the head inputs of size 1, so this keeps the logits near 0 and the loss near ln(V).
         head_std = 0.2 / math.sqrt(self.config.d_model)
+        stds = {"embedding.weight": 0.3, "positions.weight": 0.3, "head.weight": head_std}
         for name, weight in self.named_parameters():
             if weight.ndim > 1:
-                into_residual = name.endswith(("w_o.weight", "w_down"))
-                std = head_std if name == "head.weight" else branch_std if into_residual else 0.02
-                weight.normal_(std=std, generator=generator)
+                branches = 2 * self.config.n_layers if name.endswith(("w_o.weight", "w_down")) else 1
+                weight.normal_(std=stds.get(name, 1 / math.sqrt(weight.shape[-1] * branches)), generator=generator)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KVCache] | None = None):
         """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) also the mean cross-entropy in nats.

@@ -85,9 +85,8 @@ def train(
         print(f"number format: {run.number_format} ({run.format_reason})")
         _loop(run, folder)
     if run.step < config.steps:
-        kept = (
-            f"it is saved in {folder}; go on with --resume (train(..., resume=True))" if folder else "nothing is saved"
-        )
+        kept = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
+        kept = kept if folder and run.step else "nothing is saved"
         print(f"stopped after step {run.step} of {config.steps}: {kept}")
     return run.history
 
@@ -113,9 +112,8 @@ def _loop(run: _Run, folder: Path | None) -> None:
             while run.step < config.steps and not stop.asked:
                 run.advance()
                 bar.update()
-                last = run.step == config.steps or stop.asked
                 measure = run.step % config.eval_interval == 0 or run.step == config.steps
-                save = folder and (last or time.monotonic() - saved_at > 60 * config.checkpoint_minutes)
+                save = folder and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
                 if measure or save or run.step % SETTLE_EVERY == 0:
                     run.settle(saved_step, folder)
                 if measure:
@@ -126,6 +124,9 @@ def _loop(run: _Run, folder: Path | None) -> None:
                     saved_at, saved_step = time.monotonic(), run.step
                 if not run.pending:
                     bar.set_postfix_str(run.summary())
+            run.settle(saved_step, folder)
+            if folder and run.step > saved_step:
+                run.save(folder)
     finally:
         model.train(was_training)
 
