@@ -54,7 +54,7 @@ FREE = {
 
 # ------------------------------------------------------------------------------------- templates
 
-OPTIONAL = ["treasure", "fun", "feeling", "offer", "thanks"]  # a story tells at most two of them
+OPTIONAL = ["treasure", "fun", "feeling", "thanks"]  # a story tells at most two of them
 
 # {he}, {him}, {his} are the hero's pronouns, {helper_he} and {helper_him} the helper's. From the problem on,
 # every template names the hero and the whole thing: so no stage can tell of another one unnoticed.
@@ -62,7 +62,7 @@ TEMPLATES = {
     "opening": [
         "Once upon a time, there was a {kind} {boy} named {hero}.",
         "Once upon a time, there was a little {boy} called {hero}.",
-        "Once upon a time, a {kind} {boy} named {hero} lived near {place}.",
+        "Once upon a time, a {kind} {boy} named {hero} lived by the sea.",
         "Once upon a time, in a tiny house, lived a {boy} named {hero}.",
         "Once upon a time, a {boy} named {hero} lived with {his} {mom}.",
         "Once upon a time, there lived a {kind} {boy} named {hero}.",
@@ -156,14 +156,14 @@ TEMPLATES = {
         "{Helper} was clever, and {helper_he} knew how to find {hero}'s {thing}.",
     ],
     "solution": [
-        "They looked {found_spot}, and {hero} saw the {thing}!",
-        "Together they walked, and {hero} found the {thing} {found_spot}.",
+        "{Helper} and {hero} looked {found_spot}, and there was the {thing}!",
+        "Together with {helper}, {hero} found the {thing} {found_spot}.",
         '"Look, {hero}, your {thing} is {found_spot}!" {helper} shouted.',
         "{Helper} peeked {found_spot}, and {helper_he} found {hero}'s {thing} there.",
         "At last, {helper} and {hero} discovered the {thing} {found_spot}.",
-        '"Hooray, my {thing} is {found_spot}!" cheered {hero}.',
+        '"Hooray, my {thing} is {found_spot}!" {hero} told {helper}.',
         "{hero} followed {helper} and found {his} {thing} {found_spot}.",
-        "Something was {found_spot}, and {helper} gave it to {hero}: it was the {thing}.",
+        "{Helper} saw something {found_spot} and gave it to {hero}: it was the {thing}.",
     ],
     "thanks": [
         '"Thank you, {helper_name}!" said {hero}, and {he} hugged {his} {thing}.',

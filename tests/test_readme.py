@@ -1,0 +1,52 @@
+"""What the README says of the code is true."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of `utils` that a file imports, at the top or inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name.removeprefix("utils.") for name in names if name and name.startswith("utils.")}
+
+
+ACTUAL = {path.stem: imports(path) for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__"}
+
+
+def test_the_architecture_table_is_the_imports():
+    table = README.partition("## Architecture")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*)\|$", table, re.MULTILINE)
+    stated = {name: set(re.findall(r"\w+", arrows)) for name, arrows in rows}
+    assert stated.pop("__main__") == {"all"}
+    assert stated == {name: found for name, found in ACTUAL.items() if name != "__main__"}
+
+
+def test_arrows_point_one_way_only():
+    placed, left = set(), dict(ACTUAL)
+    while left:
+        ready = {name for name, needed in left.items() if needed <= placed}
+        assert ready, f"a circle among {sorted(left)}"
+        placed |= ready
+        left = {name: needed for name, needed in left.items() if name not in ready}
+
+
+def test_every_fault_of_the_original_notebook_has_its_test():
+    table = README.partition("## The original notebook")[2].partition("\n## ")[0]
+    stated = set(re.findall(r"`(test_\w+)`", table))
+    written = {
+        node.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(stated) == 11 and stated <= written
+
+
+def test_links_inside_the_project_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
