@@ -58,9 +58,9 @@ def _normal_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | Non
         output.text = re.sub(r"^.*\r(?!\n)", "", output.text, flags=re.MULTILINE)  # what a progress bar wrote over
     elif "data" in output:
         output.metadata = {}
-        output.data.pop(WIDGET_VIEW, None)
-        if not output.data or (list(output.data) == ["text/plain"] and "|" in output.data["text/plain"][:40]):
-            return None  # a progress bar's widget, or the text that stands for it
+        is_widget = output.data.pop(WIDGET_VIEW, None) is not None
+        if not output.data or (is_widget and "%|" in output.data.get("text/plain", "")):
+            return None  # a progress bar
     return output
 
 

@@ -38,6 +38,7 @@ LOGITS = [math.log(p) for p in (0.5, 0.25, 0.15, 0.1)]
     [
         ({}, [0.5, 0.25, 0.15, 0.1]),
         ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 1e-30}, [1, 0, 0, 0]),
         ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_k": 99}, [0.5, 0.25, 0.15, 0.1]),
@@ -51,6 +52,10 @@ LOGITS = [math.log(p) for p in (0.5, 0.25, 0.15, 0.1)]
 )
 def test_each_setting_keeps_the_words_that_it_says(settings, expected):
     torch.testing.assert_close(after(LOGITS, **settings), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_top_k_keeps_k_words_even_when_some_are_equally_likely():
+    assert after([1.0, 1.0, 1.0, 0.0], top_k=2).count_nonzero() == 2
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])  # logits of any sign mean the same probabilities

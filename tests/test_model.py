@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers import random_tokens, tiny_config, tiny_model
+from tests.helpers import every_expert_on_every_token, random_tokens, tiny_config, tiny_model
 from utils.attention import KVCache, MultiHeadAttention, causal_mask
 from utils.config import KimiConfig
 from utils.loss import CHUNK, chunked_cross_entropy
@@ -78,16 +78,6 @@ def test_feed_forward_has_three_matrices_worth_of_weights():
 
 
 # Experts
-
-
-def every_expert_on_every_token(experts, x, weights, chosen):
-    """The published notebook's form, right but E/K times too expensive: each expert runs on all tokens."""
-    y = torch.zeros_like(x)
-    for e in range(len(experts.w_up)):
-        value, gate = F.linear(x, experts.w_up[e]).chunk(2, dim=-1)
-        out = F.linear(value * F.silu(gate), experts.w_down[e])
-        y = y + out * (weights * (chosen == e)).sum(-1, keepdim=True)
-    return y
 
 
 @pytest.mark.parametrize("n_experts, top_k, n_tokens", [(8, 2, 50), (4, 4, 50), (5, 1, 3), (8, 2, 700), (3, 1, 193)])

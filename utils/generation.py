@@ -28,7 +28,11 @@ class Sampling:
     def __post_init__(self):
         for name, allowed, holds in (
             ("temperature", "0 or more", 0 <= self.temperature < math.inf),
-            ("top_k", "None or a whole number, 1 or more", self.top_k is None or self.top_k >= 1),
+            (
+                "top_k",
+                "None or a whole number, 1 or more",
+                self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1),
+            ),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
             ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < math.inf),
@@ -43,15 +47,16 @@ class Sampling:
         logits = logits - math.log(self.repetition_penalty) * seen  # (B, V)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k).values[:, -1:]  # (B, 1)
-            logits = logits.masked_fill(logits < kth, -math.inf)
-        p = logits.softmax(dim=-1)  # (B, V)
+        # the largest logit becomes 0 first, so that no temperature is too small to divide by
+        p = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(dim=-1)  # (B, V)
+        if self.top_k is not None and self.top_k < p.shape[-1]:
+            top = p.topk(self.top_k)
+            p = torch.zeros_like(p).scatter(-1, top.indices, top.values)
+            p = p / p.sum(dim=-1, keepdim=True)
         if self.top_p < 1:
             ordered, index = p.sort(dim=-1, descending=True, stable=True)  # (B, V)
-            before = ordered.cumsum(dim=-1) - ordered  # what is reached without this token
-            p = p.masked_fill(torch.empty_like(before, dtype=torch.bool).scatter(-1, index, before >= self.top_p), 0)
+            reached_before = ordered.cumsum(dim=-1) - ordered  # by the likelier ones
+            p = torch.zeros_like(p).scatter(-1, index, ordered * (reached_before < self.top_p))
         if self.min_p > 0:
             p = p.masked_fill(p < self.min_p * p.max(dim=-1, keepdim=True).values, 0)
         return p / p.sum(dim=-1, keepdim=True)
