@@ -46,3 +46,27 @@ def test_what_nbval_does_not_compare_is_little_and_asserted(code):
 
 def test_no_cell_is_longer_than_a_screen(code):
     assert max(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code) <= 35
+
+
+def test_storing_drops_progress_bars_and_keeps_pictures():
+    view, bar, png = "application/vnd.jupyter.widget-view+json", "training:  40%|####  | 4/10", "image/png"
+    cell = nbformat.v4.new_code_cell("train()  ", execution_count=7, metadata={"tags": ["kept"], "execution": {}})
+    cell.outputs = [
+        nbformat.v4.new_output("display_data", {view: {"model_id": "1"}, "text/plain": bar}),
+        nbformat.v4.new_output("stream", name="stdout", text="one\n"),
+        nbformat.v4.new_output("stream", name="stdout", text=" 10%\r100%\n"),
+        nbformat.v4.new_output("display_data", {view: {"model_id": "2"}, "text/plain": "Demo()"}),
+        nbformat.v4.new_output("execute_result", {png: "AA==", "text/plain": "<Figure>"}, execution_count=7),
+    ]
+    stored = normalise(
+        nbformat.v4.new_notebook(
+            cells=[cell], metadata={"widgets": {}, "language_info": {"name": "python", "version": "3"}}
+        )
+    )
+    assert "widgets" not in stored.metadata and stored.metadata.language_info == {"name": "python"}
+    (stored_cell,) = stored.cells
+    assert (stored_cell.id, stored_cell.source, stored_cell.execution_count) == ("cell-00", "train()", 1)
+    assert stored_cell.metadata == {"tags": ["kept"]}
+    kinds = [output.get("text") or output.data for output in stored_cell.outputs]
+    assert kinds == ["one\n100%\n", {"text/plain": "Demo()"}, {png: "AA==", "text/plain": "<Figure>"}]
+    assert stored_cell.outputs[-1].execution_count == 1

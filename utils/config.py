@@ -124,7 +124,7 @@ PRESETS = {
         stories=20_000,
         min_count=3,
         model=dict(block_size=128, d_model=256, n_heads=4, n_layers=2, d_ff=256, dropout=0.0),
-        training=TrainConfig(steps=2800, batch_size=8, block_size=128, lr=2e-3),
+        training=TrainConfig(steps=2500, batch_size=8, block_size=128, lr=2e-3),
     ),
     # The published size, for a Colab GPU.
     "colab": Preset(stories=100_000, min_count=3, model={}, training=TrainConfig()),

@@ -36,12 +36,28 @@ PLACES = {
     "park": "in", "garden": "in", "forest": "in", "meadow": "in", "orchard": "in", "farm": "on",
     "hill": "on", "beach": "at", "lake": "at", "playground": "at", "zoo": "at", "river": "by",
 }  # fmt: skip
-SPOTS = ["under the bench", "behind the big tree", "in the tall grass", "under some leaves", "behind a rock",
-         "next to the gate", "near the bridge", "inside a hollow log", "between two stones", "under a bush",
-         "behind the fence", "beside the pond", "by the well", "among the flowers"]  # fmt: skip
 
-# Slots on which nothing else in the story depends, each named after its first word.
+# Slots on which nothing else in the story depends; most are named after their first word. The thing is looked for in
+# one kind of spot and found in the other, never where it was not.
 FREE = {
+    "spot": [
+        "under the bench",
+        "behind the big tree",
+        "in the tall grass",
+        "next to the gate",
+        "near the bridge",
+        "beside the pond",
+        "by the well",
+    ],
+    "found_spot": [
+        "under some leaves",
+        "behind a rock",
+        "inside a hollow log",
+        "between two stones",
+        "under a bush",
+        "behind the fence",
+        "among the flowers",
+    ],
     "kind": ["kind", "happy", "brave", "curious", "clever", "cheerful", "gentle", "friendly", "funny", "quiet"],
     "sunny": ["sunny", "warm", "bright", "windy", "cool", "lovely", "beautiful", "cloudy"],
     "sad": ["sad", "upset", "worried", "lonely", "unhappy"],
@@ -244,7 +260,6 @@ def _story(rng: random.Random) -> str:
     words = {slot: rng.choice(options) for slot, options in FREE.items()}
     for players in CAST.values():
         words.update(rng.choice(players))
-    words["spot"], words["found_spot"] = rng.sample(SPOTS, 2)
     extra = rng.sample(OPTIONAL, rng.randint(0, 2))
     told = [stage for stage in STAGES if stage not in OPTIONAL or stage in extra]
     return " ".join(rng.choice(TEMPLATES[stage]).format_map(words) for stage in told)
@@ -269,7 +284,7 @@ for _role, _players in CAST.items():
         for _slot, _wording in _forms.items():
             ROLES[_slot] = _role
             READINGS.setdefault(_slot, {}).setdefault(_spaced(_wording), set()).add(_number)
-for _slot, _options in {**FREE, "spot": SPOTS, "found_spot": SPOTS}.items():
+for _slot, _options in FREE.items():
     READINGS[_slot] = {_spaced(option): set() for option in _options}
 
 
@@ -358,7 +373,7 @@ def _plot_faults(sentences: list) -> list[str]:
 
 def _cast_faults(sentences: list) -> list[str]:
     """Slots that contradict each other: each wording of a role narrows down who or what can be meant."""
-    faults, lost, spot = [], None, None
+    faults, lost = [], None
     known = {}  # role -> the clearest wording so far, and the players that all wordings so far can mean
     for stage, slots, _ in sentences:
         for group, wording in slots.items():
@@ -366,10 +381,6 @@ def _cast_faults(sentences: list) -> list[str]:
             role, players, wording = ROLES.get(slot), READINGS[slot][wording], wording.strip()
             if stage == "problem" and slot == "thing":
                 lost = wording
-            elif slot == "spot":
-                spot = wording
-            elif slot == "found_spot" and wording == spot:
-                faults.append(f"the thing is found {wording}, where it was not in the search")
             if role is None:
                 continue
             clearest, possible = known.get(role, (wording, players))
