@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -78,8 +79,9 @@ def execute(path: Path) -> None:
 def main(prefixes: list[str]) -> None:
     for path in sorted(FOLDER.glob("*.ipynb")):
         if not prefixes or path.name.startswith(tuple(prefixes)):
-            print(f"executing {path.name}", flush=True)
+            start = time.monotonic()
             execute(path)
+            print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
