@@ -156,6 +156,13 @@ def test_bad_options_of_generate_are_one_clear_line(run, capsys):
     assert "the prompt has 33 tokens" in error_of(capsys, "generate", "--run", run, "--prompt", "ball " * 33)
 
 
+def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
+    assert main(["generate", "--run", str(run), "--prompt", "zorblax", "--max-new-tokens", "3"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("zorblax ")
+    assert captured.err.startswith("note: no word of the prompt 'zorblax' is known") and captured.err.count("\n") == 1
+
+
 def test_resume_takes_no_other_options(run, capsys):
     assert "leave out --steps" in error_of(capsys, "train", "--run", run, "--resume", "--steps", "9")
 

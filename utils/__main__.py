@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 cannot be done, 130 stopped by Ctrl-C."""
     args = build_parser().parse_args(arguments)
     try:
-        return args.command(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            return args.command(args)
     except (ValueError, OSError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

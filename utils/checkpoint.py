@@ -59,7 +59,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not file.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {file}")
     try:
-        state = torch.load(file, map_location=device, weights_only=True, mmap=True)
+        state = torch.load(file, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{file} is not a checkpoint or is cut off ({reason})") from error

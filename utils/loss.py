@@ -15,40 +15,42 @@ CHUNK = 256  # tokens: 256 x 8,000 logits in fp32 are 8 MB
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype):
+    def forward(ctx, hidden, weight, targets, dtype, learning):
         h, w = hidden.to(dtype), weight.to(dtype)  # (N, D), (V, D)
-        grad_hidden, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for rows in torch.arange(len(h), device=h.device).split(CHUNK):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        if learning:
+            grad_hidden, grad_weight = torch.empty_like(h), torch.zeros_like(weight)
+        for start in range(0, len(h), CHUNK):
+            part = slice(start, start + CHUNK)
             logits = F.linear(h[part], w).float()  # (n, V)
             log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (n, 1)
             target = targets[part, None]  # (n, 1)
             loss += (log_sum - logits.gather(1, target)).sum()
-            grad = logits.sub_(log_sum).exp_()  # (n, V): softmax
-            grad.scatter_add_(1, target, grad.new_full((), -1.0).expand_as(target))  # minus one-hot
-            grad = grad.to(dtype)
-            grad_hidden[part] = grad @ w
-            grad_weight += (grad.T @ h[part]).to(weight.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.hidden_dtype = hidden.dtype
+            if learning:
+                grad = logits.sub_(log_sum).exp_()  # (n, V): softmax
+                grad.scatter_add_(1, target, grad.new_full((), -1.0).expand_as(target))  # minus one-hot
+                grad = grad.to(dtype)
+                grad_hidden[part] = grad @ w
+                grad_weight += (grad.T @ h[part]).to(weight.dtype)
+        if learning:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.hidden_dtype = hidden.dtype
         return loss / len(h)
 
     @staticmethod
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_loss / len(grad_hidden)
-        return (
-            (grad_hidden.to(ctx.hidden_dtype) * scale).to(ctx.hidden_dtype),
-            grad_weight * scale,
-            None,
-            None,
-        )
+        return (grad_hidden * scale).to(ctx.hidden_dtype), grad_weight * scale, None, None, None
 
 
 def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean of cross_entropy(hidden @ weight.T, targets) in nats, and its gradients, chunk by chunk."""
+    """Mean of cross_entropy(hidden @ weight.T, targets) in nats, and its gradients, chunk by chunk.
+
+    hidden (..., D), weight (V, D), targets (...) int64 -> scalar, in fp32.
+    """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        return _ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), dtype)
+        hidden, targets = hidden.flatten(0, -2), targets.flatten()
+        return _ChunkedCrossEntropy.apply(hidden, weight, targets, dtype, torch.is_grad_enabled())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from utils.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, 
 from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.device import autocast, pick_number_format
+from utils.interrupt import StopRequest
 from utils.model import Kimi
 from utils.muonclip import AdamW, clip_gradients_, decay_groups
 
@@ -106,7 +105,7 @@ def _loop(run: _Run, folder: Path | None) -> None:
     saved_at, saved_step = time.monotonic(), run.step
     bar = tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
     try:
-        with _StopRequest() as stop, bar:
+        with StopRequest() as stop, bar:
             if run.step == 0:
                 run.validate()
             while run.step < config.steps and not stop.asked:
@@ -282,25 +281,3 @@ class _Run:
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.model.device)
         self.history = History(**saved["history"])
         self.step, self.seconds = state["step"], saved["seconds"]
-
-
-class _StopRequest:
-    """Turns the first Ctrl-C (or a polite kill) into a wish, so that a step is never cut in half."""
-
-    def __init__(self):
-        self.asked = False
-        self.previous = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, number, frame) -> None:
-        if self.asked:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
