@@ -185,15 +185,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert all(weight.isfinite().all() for weight in state["model"].values())
 
 
-def test_accumulating_halves_equals_the_whole_batch():
-    """Two batches of 4 windows make the gradient of one batch of 8."""
+def test_accumulating_halves_equals_the_whole_batch(monkeypatch):
+    """Two batches of 4 windows make the loss and the gradient of one batch of 8."""
     generator = torch.Generator().manual_seed(CONFIG.seed)
     halves = [DATA.batch("train", 4, 16, generator) for _ in range(2)]
     x, y = (torch.cat(parts) for parts in zip(*halves, strict=True))
     model = new_model(balance_coef=0.0)
-    expected = model.loss(x, y).item()
+    loss = model.loss(x, y)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+
+    seen = []
+    monkeypatch.setattr(
+        "utils.training.clip_gradients_",
+        lambda params, max_norm: seen.extend(p.grad.clone() for p in params) or torch.ones(()),
+    )
     history = train(new_model(balance_coef=0.0), DATA, changed(steps=1, accumulation=2))
-    assert history.losses[0] == pytest.approx(expected, rel=1e-5)
+    assert history.losses[0] == pytest.approx(loss.item(), rel=1e-5)
+    for ours, whole in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-4)
 
 
 def test_a_history_row_says_how_many_tokens_each_expert_got():
