@@ -47,6 +47,7 @@ def train_command(args: argparse.Namespace) -> int:
     refuse_other_run(folder, args.resume, args.overwrite)
     recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(preset, args)
     config = from_dict(TrainConfig, recipe["training"])
+    KimiConfig.nano(2, **recipe["model"])  # an impossible model is told before the stories are loaded
     train_stories, val_stories = _load_split(recipe)
     if args.resume:
         tok = WordTokenizer.from_dict(load_checkpoint(folder)["tokenizer"])
