@@ -1,5 +1,6 @@
-"""What several test files share: a model small enough to run in milliseconds, and tokens for it."""
+"""What several test files share: models small enough to run in milliseconds, and tokens for them."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -7,6 +8,10 @@ from utils.config import KimiConfig
 from utils.model import Kimi
 
 TINY = dict(block_size=16, d_model=32, n_heads=4, n_layers=2, d_ff=48, n_experts=4, top_k=2, dropout=0.0)
+TINY_K2 = dict(
+    block_size=16, d_model=32, n_heads=4, n_layers=3, q_lora_rank=20, kv_lora_rank=12, qk_nope_head_dim=8,
+    qk_rope_head_dim=4, v_head_dim=6, dense_ff=40, d_ff=24, n_experts=8, top_k=2, dropout=0.0,
+)  # fmt: skip
 
 
 def tiny_config(vocab_size=50, **changes) -> KimiConfig:
@@ -24,6 +29,28 @@ def tiny_model(vocab_size=50, seed=0, **changes) -> Kimi:
     return model
 
 
+def tiny_k2_config(vocab_size=50, **changes) -> KimiConfig:
+    return KimiConfig(vocab_size, "k2", **{**TINY_K2, **changes})
+
+
+def tiny_k2_model(vocab_size=50, seed=0, **changes) -> Kimi:
+    """The same for k2; its norm weights and the biases of its routers are random as well."""
+    model = Kimi(tiny_k2_config(vocab_size, **changes), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(mean=0.0 if p.ndim > 1 else 1.0, std=0.2, generator=generator)
+        for router in model.routers():
+            router.expert_bias.normal_(std=0.2, generator=generator)
+    return model
+
+
+# what holds for every architecture is tested with each
+TINY_CONFIGS = {"nano": tiny_config, "k2": tiny_k2_config}
+TINY_MODELS = {"nano": tiny_model, "k2": tiny_k2_model}
+every_architecture = pytest.mark.parametrize("architecture", TINY_MODELS)
+
+
 def random_tokens(batch, length, vocab_size=50, seed=0) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
@@ -32,7 +59,7 @@ def every_expert_on_every_token(experts, x, weights, chosen):
     """The published notebook's form, right but E/K times too expensive: each expert runs on all tokens."""
     y = torch.zeros_like(x)
     for e in range(len(experts.w_up)):
-        value, gate = F.linear(x, experts.w_up[e]).chunk(2, dim=-1)
+        value, gate = (F.linear(x, w) for w in experts.w_up[e])
         out = F.linear(value * F.silu(gate), experts.w_down[e])
         y = y + out * (weights * (chosen == e)).sum(-1, keepdim=True)
     return y

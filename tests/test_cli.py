@@ -21,8 +21,13 @@ STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was
 def quick(monkeypatch):
     """A preset that takes a second, and no source from outside."""
     training = TrainConfig(steps=6, batch_size=2, block_size=32, eval_interval=3, eval_batches=1, number_format="fp32")
-    model = dict(block_size=32, d_model=16, n_heads=2, n_layers=1, d_ff=16, dropout=0.0)
-    monkeypatch.setitem(PRESETS, "smoke", Preset(stories=40, min_count=1, model=model, training=training))
+    shapes = {
+        "nano": dict(block_size=32, d_model=16, n_heads=4, n_layers=1, d_ff=16, dropout=0.0),
+        "k2": dict(block_size=32, d_model=16, n_heads=2, n_layers=2, d_ff=16, dense_ff=16, n_experts=4),
+    }
+    for architecture, model in shapes.items():
+        preset = Preset(stories=40, min_count=1, model=model, training=training)
+        monkeypatch.setitem(PRESETS[architecture], "smoke", preset)
     monkeypatch.setenv("TINYSTORIES_PATH", "builtin")
 
 
@@ -48,6 +53,14 @@ def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path)
     assert "built-in stories" in out and "active for each token" in out and "\nOnce upon a time" in out
     assert f'python -m utils generate --run {tmp_path / "again"} --prompt "Once upon a time"' in out
     assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "history.json", "loss.png"]
+
+
+def test_the_model_is_k2_unless_nano_is_said(run, tmp_path, capsys):
+    assert load_checkpoint(run)["config"]["architecture"] == "k2"
+    assert main(["train", "--preset", "smoke", "--model", "nano", "--run", str(tmp_path / "nano")]) == 0
+    assert "model: nano, " in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "nano")["config"]["architecture"] == "nano"
+    assert main(["generate", "--run", str(tmp_path / "nano"), "--max-new-tokens", "3"]) == 0
 
 
 def test_generate_tells_the_same_story_for_a_seed(run, capsys):
@@ -124,10 +137,15 @@ def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--d-model", 30, "--n-heads", 4], "KimiConfig.d_model is 30, it must be a multiple of n_heads (4)"),
+        (
+            ["--model", "nano", "--d-model", 30, "--n-heads", 4],
+            "KimiConfig.d_model is 30, it must be a multiple of n_heads (4)",
+        ),
         (["--top-k", 5], "KimiConfig.top_k is 5, it must be at most n_experts (4)"),
         (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
-        (["--schedule", "linear"], "TrainConfig.schedule is 'linear', it must be one of cosine, constant"),
+        (["--optimizer", "sgd"], "TrainConfig.optimizer is 'sgd', it must be one of muonclip, adamw"),
+        (["--dropout", 0.1], "KimiConfig.dropout is 0.1, it must be 0: k2 has none"),
+        (["--model", "nano", "--kv-lora-rank", 8], "KimiConfig.kv_lora_rank is 8, it must be left out: only k2 has it"),
         (["--number-format", "fp16"], "number_format is 'fp16', on a CPU it must be auto, fp32 or bf16"),
         (["--block-size", 99999], "a block of 99999 needs at least 100000"),
         (["--source", "missing.txt"], "missing.txt does not exist"),
@@ -177,7 +195,7 @@ def test_help_explains_every_option_with_its_default():
             has_default = "default" in action.help or "(default" in text
             assert has_default or action.required, (name, action.dest)
     options = {action.dest for action in commands.choices["train"]._actions}
-    assert set(vars(KimiConfig.nano(2))) - {"vocab_size"} | set(vars(TrainConfig())) <= options
+    assert set(vars(KimiConfig.nano(2))) - {"vocab_size", "architecture"} | set(vars(TrainConfig())) <= options
     assert set(vars(Sampling())) <= {action.dest for action in commands.choices["generate"]._actions}
 
 

@@ -10,11 +10,12 @@ from utils.model import Kimi
 
 def test_nano_is_the_published_size():
     config = KimiConfig.nano(8000)
-    assert dataclasses.asdict(config) == {
-        "vocab_size": 8000, "block_size": 256, "d_model": 512, "n_heads": 8, "n_layers": 6, "d_ff": 1024,
-        "n_experts": 4, "top_k": 2, "dropout": 0.1, "balance_coef": 0.01,
+    shown = [f.name for f in dataclasses.fields(config) if f.metadata.get("only") != "k2"]
+    assert {name: getattr(config, name) for name in shown} == {
+        "vocab_size": 8000, "architecture": "nano", "block_size": 256, "d_model": 512, "n_heads": 8, "n_layers": 6,
+        "d_ff": 1024, "n_experts": 4, "top_k": 2, "dropout": 0.1, "balance_coef": 0.01,
     }  # fmt: skip
-    colab = PRESETS["colab"]
+    colab = PRESETS["nano"]["colab"]
     assert colab.model == {} and colab.stories == 100_000
     assert (colab.training.steps, colab.training.batch_size, colab.training.eval_interval) == (2000, 32, 100)
 
@@ -37,6 +38,83 @@ def test_an_impossible_model_is_named(changes, message):
         KimiConfig.nano(**{"vocab_size": 100, **changes})
 
 
+def test_k2_is_the_published_size():
+    assert dataclasses.asdict(KimiConfig.k2()) == {
+        "architecture": "k2", "vocab_size": 163_840, "d_model": 7168, "n_layers": 61, "first_k_dense": 1,
+        "dense_ff": 18_432, "n_experts": 384, "top_k": 8, "d_ff": 2048, "n_shared_experts": 1, "n_heads": 64,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "norm_eps": 1e-6, "rope_theta": 50_000.0,
+        "yarn_factor": 32.0, "yarn_beta_fast": 1.0, "yarn_beta_slow": 1.0, "yarn_original": 4096,
+        "block_size": 131_072, "dropout": 0.0, "bias_rate": 0.001, "balance_coef": 0.0,
+    }  # fmt: skip
+    assert KimiConfig.k2().qk_head_dim == 192
+
+
+def test_deepseek_v3_differs_from_k2_where_the_reports_say():
+    k2, v3 = dataclasses.asdict(KimiConfig.k2()), dataclasses.asdict(KimiConfig.deepseek_v3())
+    assert {name: value for name, value in v3.items() if value != k2[name]} == {
+        "vocab_size": 129_280, "first_k_dense": 3, "n_experts": 256, "n_heads": 128, "n_group": 8, "topk_group": 4,
+        "routed_scaling_factor": 2.5, "rope_theta": 10_000.0, "yarn_factor": 40.0, "yarn_beta_fast": 32.0,
+        "block_size": 163_840,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"architecture": "k3"}, "KimiConfig.architecture is 'k3', it must be one of nano, k2"),
+        ({"dropout": 0.1}, "dropout is 0.1, it must be 0: k2 has none"),
+        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7, it must be even"),
+        ({"first_k_dense": 4}, r"first_k_dense is 4, it must be below n_layers \(4\)"),
+        ({"first_k_dense": -1}, "first_k_dense is -1, it must be a whole number, 0 or more"),
+        ({"n_shared_experts": 1.0}, "n_shared_experts is 1.0, it must be a whole number, 0 or more"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank is 0, it must be a whole number, 1 or more"),
+        ({"q_lora_rank": None}, "q_lora_rank is None, it must be a whole number"),
+        ({"v_head_dim": True}, "v_head_dim is True"),
+        ({"rope_theta": 0}, "rope_theta is 0, it must be a finite number above 1"),
+        ({"norm_eps": -1e-6}, "norm_eps is -1e-06, it must be a finite number above 0"),
+        ({"routed_scaling_factor": "2.8"}, "routed_scaling_factor is '2.8'"),
+        ({"yarn_factor": 0.5}, "yarn_factor is 0.5, it must be 1 or more"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, it must be a finite number above 1"),
+        ({"yarn_beta_slow": 8.0}, r"yarn_beta_fast is 1.0, it must be at least yarn_beta_slow \(8.0\)"),
+        ({"yarn_beta_fast": 0}, "yarn_beta_fast is 0, it must be a finite number above 0"),
+        ({"bias_rate": -0.1}, "bias_rate is -0.1, it must be 0 or more"),
+        ({"top_k": 9}, r"top_k is 9, it must be at most n_experts \(8\)"),
+        ({"n_group": 3}, r"n_group is 3, it must be a divisor of n_experts \(8\) that leaves 2 or more in each"),
+        ({"n_group": 8}, r"n_group is 8, it must be a divisor of n_experts \(8\) that leaves 2 or more in each"),
+        ({"n_group": 2, "topk_group": 3}, r"topk_group is 3, it must be at most n_group \(2\)"),
+        ({"n_group": 4, "top_k": 3}, r"topk_group is 1, it must be groups with at least top_k \(3\) experts in all"),
+        ({"topk_group": 2}, "topk_group is 2, it must be 1 with one group"),
+    ],
+)
+def test_an_impossible_k2_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        KimiConfig(100, **{"architecture": "k2", "n_layers": 4, "n_experts": 8, "dropout": 0.0, **changes})
+
+
+def test_what_only_k2_has_is_an_error_elsewhere():
+    only = [f for f in dataclasses.fields(KimiConfig) if f.metadata.get("only") == "k2"]
+    assert len(only) > 10
+    for f in only:
+        with pytest.raises(
+            ValueError, match=f"KimiConfig.{f.name} is {2 * f.default + 2!r}, it must be left out: only"
+        ):
+            KimiConfig.nano(100, **{f.name: 2 * f.default + 2})
+
+
+def test_a_small_k2_keeps_the_shape_of_the_large_one():
+    small, large = KimiConfig.k2_mini(100), KimiConfig.k2()
+    assert small.architecture == "k2" and KimiConfig.small("k2", 100) == small
+    assert KimiConfig.small("nano", 100) == KimiConfig.nano(100)
+    for width in ("d_model", "q_lora_rank", "dense_ff"):
+        assert getattr(large, width) == 32 * getattr(small, width)
+    # a dense layer computes as much as the chosen experts and the shared one
+    for config in (small, large):
+        assert config.dense_ff == config.d_ff * (config.top_k + config.n_shared_experts)
+    assert small.n_shared_experts == small.first_k_dense == small.n_group == 1 and small.yarn_factor == 1
+    assert KimiConfig.k2_mini(100, n_layers=2).n_layers == 2
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -45,7 +123,9 @@ def test_an_impossible_model_is_named(changes, message):
         ({"lr": "fast"}, "lr is 'fast'"),
         ({"warmup": 1.5}, r"warmup is 1.5, it must be in \[0, 1\]"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1, it must be 0 or more"),
-        ({"schedule": "linear"}, "schedule is 'linear', it must be one of cosine, constant"),
+        ({"warmup": 0.3, "decay": 0.8}, r"decay is 0.8, it must be at most what the warm-up leaves \(0.7\)"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd', it must be one of muonclip, adamw"),
+        ({"tau": 0}, "tau is 0, it must be a number above 0"),
         ({"number_format": "fp8"}, "number_format is 'fp8', it must be one of auto, fp32, bf16, fp16"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -64,10 +144,12 @@ def test_configs_are_frozen_and_know_their_fields():
         from_dict(KimiConfig, {"vocab_size": 5, "heads": 2})
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_builds_a_model_that_takes_its_blocks(name):
-    preset = PRESETS[name]
-    config = KimiConfig.nano(50, **preset.model)
+@pytest.mark.parametrize("architecture", PRESETS)
+@pytest.mark.parametrize("name", ["smoke", "laptop", "colab"])
+def test_every_preset_builds_a_model_that_takes_its_blocks(architecture, name):
+    preset = PRESETS[architecture][name]
+    config = KimiConfig.small(architecture, 50, **preset.model)
+    assert config.architecture == architecture
     assert preset.training.block_size <= config.block_size
     if name != "colab":  # the published size takes a second to fill with random numbers
         Kimi(config)

@@ -1,12 +1,18 @@
-"""AdamW and gradient clipping against torch's own."""
+"""AdamW, Muon and gradient clipping against torch's own, Newton-Schulz against its polynomial, MuonClip as a whole."""
 
 import copy
+import io
+import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import random_tokens, tiny_model
-from utils.muonclip import AdamW, clip_gradients_, decay_groups
+from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_model, tiny_model
+from utils import muonclip
+from utils.muonclip import AdamW, Muon, MuonClip, clip_gradients_, decay_groups, muon_parameters, newton_schulz
+
+# AdamW
 
 
 def losses_under(make_optimizer, steps=100):
@@ -90,6 +96,9 @@ def test_impossible_settings_are_named(setting, message):
         AdamW([torch.nn.Parameter(torch.ones(1))], **setting)
 
 
+# Groups and clipping
+
+
 def test_matrices_decay_vectors_do_not_and_every_parameter_is_in_one_group():
     model = tiny_model()
     groups = decay_groups(model, 0.1)
@@ -109,3 +118,428 @@ def test_clipping_equals_torch_clip_grad_norm(max_norm):
     torch.testing.assert_close(norm, expected)
     for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+# Newton-Schulz
+
+
+def matrix(singular_values, rows, columns, seed=0):
+    """A random matrix with these singular values, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    k = len(singular_values)
+    left, right = (torch.randn(n, k, generator=generator, dtype=torch.double) for n in (rows, columns))
+    (left, _), (right, _) = torch.linalg.qr(left), torch.linalg.qr(right)
+    return left @ torch.diag(torch.as_tensor(singular_values, dtype=torch.double)) @ right.T
+
+
+def by_singular_values(g, *_):
+    """What five steps do to a matrix, on its singular values: s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    s = s / (s.square().sum(-1, keepdim=True).sqrt() + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u * s[..., None, :] @ v
+
+
+def check_spectrum(update):
+    values = torch.linalg.svdvals(update)
+    assert values.min() > 0.68 and values.max() < 1.21, f"singular values from {values.min():.3f} to {values.max():.3f}"
+
+
+SHAPES = [(16, 16), (16, 40), (40, 16), (1, 12), (12, 1)]
+
+
+@pytest.mark.parametrize("rows, columns", SHAPES)
+def test_newton_schulz_brings_singular_values_near_one(rows, columns):
+    g = matrix(torch.logspace(-1.5, 0, min(rows, columns)), rows, columns)
+    check_spectrum(newton_schulz(g))
+    check_spectrum(newton_schulz(g.float()))
+
+
+def test_cubic_newton_schulz_leaves_small_singular_values_small(monkeypatch):
+    """Mistake 16 of public re-implementations: five steps of 1.5 s - 0.5 s^3, under which small values hardly grow."""
+    monkeypatch.setattr(muonclip, "NEWTON_SCHULZ", (1.5, -0.5, 0.0))
+    with pytest.raises(AssertionError, match=r"singular values from 0\.1"):
+        check_spectrum(newton_schulz(matrix(torch.logspace(-1.5, 0, 16), 16, 40)))
+
+
+@pytest.mark.parametrize("rows, columns", SHAPES)
+def test_newton_schulz_is_a_polynomial_of_the_singular_values(rows, columns):
+    g = torch.randn(rows, columns, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(newton_schulz(g), by_singular_values(g), atol=1e-9, rtol=1e-9)
+
+
+def test_newton_schulz_of_a_diagonal_matrix_by_hand():
+    values = []
+    for s in (3.0, 0.4, 0.0):
+        s = s / (math.sqrt(9.16) + 1e-7)
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        values.append(s)
+    g = torch.diag(torch.tensor([3.0, 0.4, 0.0], dtype=torch.double))
+    torch.testing.assert_close(newton_schulz(g), torch.diag(torch.tensor(values, dtype=torch.double)))
+
+
+def test_newton_schulz_knows_neither_the_size_nor_the_side_of_a_matrix():
+    g = torch.randn(12, 20, generator=torch.Generator().manual_seed(0))
+    expected = newton_schulz(g)
+    for factor in (1e-3, 1e4):
+        torch.testing.assert_close(newton_schulz(factor * g), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(newton_schulz(g.T), expected.T, atol=1e-5, rtol=0)
+    assert newton_schulz(torch.zeros(3, 4)).count_nonzero() == 0
+
+
+def test_a_tall_matrix_costs_no_more_than_a_wide_one():
+    flops = []
+    for shape in ((4, 100), (100, 4)):
+        with FlopCounterMode(display=False) as counter:
+            newton_schulz(torch.ones(shape))
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
+
+
+def test_newton_schulz_of_a_stack_is_that_of_each_matrix():
+    stack = torch.randn(3, 2, 7, 10, generator=torch.Generator().manual_seed(0))
+    stack[1] *= 100  # no matrix may lend its size to another
+    one_by_one = torch.stack([torch.stack([newton_schulz(g) for g in pair]) for pair in stack])
+    torch.testing.assert_close(newton_schulz(stack), one_by_one, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"takes matrices, it got a tensor of shape \(7,\)"):
+        newton_schulz(stack[0, 0, :, 0])
+
+
+def test_newton_schulz_in_bf16_gives_the_same_direction_in_the_format_it_got():
+    g = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    coarse, fine = newton_schulz(g, dtype=torch.bfloat16), newton_schulz(g)
+    assert coarse.dtype == torch.float32 and not torch.equal(coarse, fine)
+    assert (coarse - fine).norm() < 0.05 * fine.norm()
+    assert torch.equal(coarse, coarse.bfloat16().float())
+
+
+# Muon
+
+
+def torchs_muon(params, **settings):
+    return torch.optim.Muon(params, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw", **settings)
+
+
+def under_both(shape, steps, precision=torch.float32, **ours):
+    """The weights at first, after Muon and after torch's, under the same random gradients."""
+    generator = torch.Generator().manual_seed(0)
+    start = 0.2 * torch.randn(shape, generator=generator, dtype=precision)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    settings = dict(lr=0.02, weight_decay=0.1)
+    optimizers = [Muon(weights[:1], **settings, **ours), torchs_muon(weights[1:], **settings)]
+    for _ in range(steps):
+        gradient = torch.randn(shape, generator=generator, dtype=precision)
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    return start, *(w.detach() for w in weights)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32), (64, 64), (16, 200)])
+@pytest.mark.parametrize(
+    "steps, dtype, tolerance",
+    [(1, None, 5e-4), (1, torch.bfloat16, 5e-4), (10, None, 1e-3), (10, torch.bfloat16, 2.5e-3)],
+)
+def test_muon_moves_as_torchs_muon_does(shape, steps, dtype, tolerance):
+    """torch's computes Newton-Schulz in bf16, so the two agree to its precision."""
+    start, ours, theirs = under_both(shape, steps, dtype=dtype)
+    move, expected = ours - start, theirs - start
+    assert torch.nn.functional.cosine_similarity(move.flatten(), expected.flatten(), dim=0) > 0.999
+    assert move.norm() == pytest.approx(expected.norm().item(), rel=0.01)
+    assert (ours - theirs).abs().max() < tolerance < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32)])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_muon_equals_torchs_muon_when_both_orthogonalise_alike(shape, steps, monkeypatch):
+    """torch's own computes Newton-Schulz in bf16; with it done exactly, all that is around it must agree."""
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", by_singular_values)
+    start, ours, theirs = under_both(shape, steps, precision=torch.double)
+    assert (theirs - start).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=0)
+
+
+def one_step(shape, gradient=None, lr=0.1, weight_decay=0.0, seed=0):
+    """(weights before, after) one step of Muon with a random gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    before = p.detach().clone()
+    p.grad = torch.randn(shape, generator=generator) if gradient is None else gradient.clone()
+    Muon([p], lr=lr, weight_decay=weight_decay).step()
+    return before, p.detach()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (100, 30), (5, 2, 24, 32), (90, 48, 16)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_update_has_the_size_of_adamws_whatever_shape_and_gradient(shape, size):
+    before, after = one_step(shape, size * torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    rms = (after - before).square().mean((-1, -2)).sqrt() / 0.1  # of each matrix of a stack
+    assert rms.min() > 0.16 and rms.max() < 0.24
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 400), (3, 2, 50, 4)])
+def test_muon_decays_by_the_raw_rate_whatever_the_shape(shape):
+    """Mistake 18 of public re-implementations: decay by the rate that is adjusted to the shape."""
+    before, after = one_step(shape, torch.zeros(shape), lr=0.02, weight_decay=0.5)
+    torch.testing.assert_close(after, before * (1 - 0.02 * 0.5))
+
+
+def test_nesterov_looks_ahead_before_the_orthogonalisation():
+    """Mistake 17 of public re-implementations: the raw gradient added to an update that is already orthogonal."""
+    p = torch.nn.Parameter(torch.zeros(16, 24, dtype=torch.double))
+    optimizer, momentum = Muon([p], lr=1.0, momentum=0.9, weight_decay=0.0), 0
+    for seed, size in ((0, 1.0), (1, 30.0), (2, 5.0)):
+        before, gradient = p.detach().clone(), matrix(size * torch.logspace(-0.5, 0, 16), 16, 24, seed)
+        p.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.9 * momentum + gradient
+        update = (before - p.detach()) / (0.2 * math.sqrt(24))
+        torch.testing.assert_close(update, by_singular_values(gradient + 0.9 * momentum), atol=1e-6, rtol=0)
+        assert torch.linalg.svdvals(update).max() < 1.21
+
+
+def test_each_matrix_of_an_expert_is_its_own():
+    """Mistake 15 of public re-implementations: experts' stacked weights orthogonalised as one matrix."""
+    shape = (3, 2, 10, 16)  # experts, value and gate, F, D
+    stacked = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    single = [torch.nn.Parameter(w.clone()) for w in stacked.detach().flatten(0, 1)]
+    optimizers, before = [Muon([stacked], lr=0.1), Muon(single, lr=0.1)], stacked.detach().clone()
+    for seed in (1, 2):
+        stacked.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        for w, g in zip(single, stacked.grad.flatten(0, 1), strict=True):
+            w.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    alone = torch.stack([w.detach() for w in single]).view(shape)
+    torch.testing.assert_close(stacked.detach(), alone, atol=1e-5, rtol=0)
+    fused = newton_schulz(stacked.grad.flatten(1, 2)).view(shape)
+    assert (fused - newton_schulz(stacked.grad)).norm() > 0.3 * fused.norm()
+    assert (stacked.detach() - before).abs().max() > 0.05
+
+
+def test_muon_takes_gradients_of_any_layout_and_leaves_weights_without_one():
+    gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(1)).T
+    p, other = torch.nn.Parameter(torch.ones(16, 24)), torch.nn.Parameter(torch.ones(16, 24))
+    p.grad = gradient
+    Muon([p, other], lr=0.1).step()
+    assert torch.equal(other.detach(), torch.ones(16, 24))
+    torch.testing.assert_close(p.detach(), 0.99 - 0.1 * 0.2 * math.sqrt(24) * newton_schulz(gradient))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_format_of_newton_schulz_can_be_chosen(dtype):
+    layer = torch.nn.Linear(24, 16, bias=False)
+    gradient = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+    for make in (lambda **s: Muon(layer.parameters(), **s), lambda **s: MuonClip(layer, clip_norm=None, **s)):
+        torch.nn.init.zeros_(layer.weight)
+        layer.weight.grad = gradient.clone()
+        make(lr=1.0, dtype=dtype).step()
+        update = layer.weight.detach() / (-0.2 * math.sqrt(24))
+        torch.testing.assert_close(update, newton_schulz(1.95 * gradient, dtype=dtype), atol=1e-5, rtol=0)
+
+
+def test_muon_is_for_matrices():
+    with pytest.raises(ValueError, match=r"Muon is for matrices, it got a parameter of shape \(3,\)"):
+        Muon([torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match=r"Muon's momentum is 1.0, it must be in \[0, 1\)"):
+        Muon([torch.nn.Parameter(torch.ones(2, 2))], momentum=1.0)
+
+
+# MuonClip
+
+
+def is_for_adamw(name):
+    return name in ("embedding.weight", "positions.weight", "head.weight") or "norm" in name
+
+
+def backward(model, seed=0):
+    tokens = random_tokens(4, 13, seed=seed)
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:])[1]
+    model.zero_grad()
+    loss.backward()
+    return loss.item()
+
+
+def train(model, optimizer, steps):
+    """Losses and largest logits of some steps on one batch."""
+    tokens, losses, largest = random_tokens(8, 13), [], []
+    for _ in range(steps):
+        loss = model(tokens[:, :-1], targets=tokens[:, 1:])[1]
+        optimizer.zero_grad()
+        loss.backward()
+        largest.append(model.max_logits().max().item())
+        optimizer.step()
+        model.end_step_()
+        losses.append(loss.item())
+    return losses, largest
+
+
+@every_architecture
+def test_tables_and_norms_are_adamws_and_every_other_matrix_is_muons(architecture):
+    """Mistake 15 of public re-implementations: Muon on the embedding and the head, which belong to AdamW."""
+    model = TINY_MODELS[architecture]()
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices, others = ([names[id(p)] for p in group] for group in muon_parameters(model))
+    assert sorted(matrices + others) == sorted(names.values())
+    assert sorted(others) == sorted(name for name in names.values() if is_for_adamw(name))
+    expected = {"nano": ["w_q", "w_k", "w_v", "w_o"], "k2": ["w_q_down", "w_q_up", "w_kv_down", "w_kv_up", "w_o"]}
+    expected = [f"blocks.1.attention.{w}.weight" for w in expected[architecture]]
+    expected += [f"blocks.1.ffn.{part}" for part in ("router.gate.weight", "experts.w_up", "experts.w_down")]
+    if architecture == "k2":
+        expected += ["blocks.1.ffn.shared.w_up", "blocks.1.ffn.shared.w_down", "blocks.0.ffn.w_up"]
+    assert set(expected) <= set(matrices)
+    groups = MuonClip(model).param_groups
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(names)
+
+
+def test_frozen_weights_are_in_no_group():
+    model = tiny_k2_model()
+    model.head.requires_grad_(False)
+    model.blocks[0].requires_grad_(False)
+    listed = {id(p) for group in MuonClip(model).param_groups for p in group["params"]}
+    assert listed == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@every_architecture
+def test_muonclip_is_more_than_a_clipped_gradient(architecture):
+    """Mistake 1 of public re-implementations: gradient clipping before SGD or AdamW, called MuonClip."""
+    model = TINY_MODELS[architecture]()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():  # gradients of very different strength in different directions
+        rows, columns = p.shape[-2:] if p.ndim > 1 else (1, len(p))
+        strengths = torch.logspace(-1.5, 0, min(rows, columns))
+        matrices = [matrix(strengths, rows, columns, seed) for seed in range(p.numel() // (rows * columns))]
+        p.grad = torch.stack(matrices).view(p.shape).float()
+    MuonClip(model, lr=0.1, weight_decay=0.0, clip_norm=None).step()
+    for name, p in model.named_parameters():
+        update = (before[name] - p.detach()) / 0.1
+        if is_for_adamw(name):  # AdamW's first step, as seen through fp32 weights
+            torch.testing.assert_close(update, p.grad / (p.grad.abs() + 1e-8), atol=1e-4, rtol=0)
+        else:
+            check_spectrum(update / (0.2 * math.sqrt(max(p.shape[-2:]))))
+
+
+def by_its_parts(model, lr, weight_decay, tau, clip_first=False):
+    """The step of MuonClip, put together from parts that have their own tests; parts of the model are told by name."""
+    named = list(model.named_parameters())
+    if clip_first:
+        for block in model.blocks:
+            block.attention.qk_clip_(tau)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    Muon([p for name, p in named if not is_for_adamw(name)], lr=lr, weight_decay=weight_decay).step()
+    torch.optim.AdamW(
+        [p for name, p in named if is_for_adamw(name)], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay
+    ).step()
+    if not clip_first:
+        for block in model.blocks:
+            block.attention.qk_clip_(tau)
+
+
+@every_architecture
+def test_a_step_clips_gradients_then_updates_then_clips_heads(architecture):
+    """Mistake 13 of public re-implementations: heads clipped before the update, or the update itself scaled."""
+    models = [TINY_MODELS[architecture]() for _ in range(4)]
+    for model in models:
+        backward(model)
+    tau = models[0].max_logits().median().item()
+    settings = dict(lr=0.05, weight_decay=0.1)
+    optimizer = MuonClip(models[0], tau=tau, **settings)
+    optimizer.step()
+    by_its_parts(models[1], tau=tau, **settings)
+    by_its_parts(models[2], tau=tau, **settings, clip_first=True)
+    by_its_parts(models[3], tau=math.inf, **settings)
+    ours, right, too_early, without = (dict(model.named_parameters()) for model in models)
+    for name, p in ours.items():
+        torch.testing.assert_close(p, right[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(p.grad, right[name].grad)
+    for wrong in (too_early, without):
+        assert max((p - wrong[name]).abs().max() for name, p in ours.items()) > 1e-3
+    norm = torch.stack([p.grad.norm() for p in ours.values()]).norm().item()
+    assert norm == pytest.approx(1.0, rel=1e-3) and optimizer.grad_norm > 1
+
+
+@every_architecture
+def test_thirty_steps_of_muonclip_learn_a_batch(architecture):
+    model = TINY_MODELS[architecture]()
+    losses, _ = train(model, MuonClip(model, lr=0.01), 30)
+    assert losses[0] > 3.5 and losses[-1] < 0.3
+
+
+@every_architecture
+def test_clipped_heads_stay_near_tau_where_others_grow(architecture):
+    largest = {}
+    for tau in (3.0, math.inf):
+        model = TINY_MODELS[architecture]()
+        _, largest[tau] = train(model, MuonClip(model, lr=0.05, weight_decay=0.0, tau=tau), 30)
+    assert min(largest[math.inf][-5:]) > 9
+    assert max(largest[3.0][-20:]) < 5.5  # S is measured before the update that it clips
+
+
+def test_heads_of_a_step_in_micro_batches_are_clipped_by_the_largest_of_them():
+    whole, parts = tiny_k2_model(), tiny_k2_model()
+    tokens = random_tokens(4, 13)
+    whole(tokens)
+    for part in tokens.split(1):
+        parts(part)
+    for model in (whole, parts):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        MuonClip(model, tau=0.5).step()
+    for ours, expected in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@every_architecture
+def test_the_state_of_muonclip_survives_a_file_to_the_last_bit(architecture):
+    whole = TINY_MODELS[architecture]()
+    expected, _ = train(whole, MuonClip(whole, lr=0.02, tau=2.0), 10)
+    model = TINY_MODELS[architecture]()
+    optimizer = MuonClip(model, lr=0.02, tau=2.0)
+    losses, _ = train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    model = TINY_MODELS[architecture](seed=9)
+    model.load_state_dict(saved["model"])
+    optimizer = MuonClip(model, lr=9.0, tau=2.0)
+    optimizer.load_state_dict(saved["optimizer"])
+    losses += train(model, optimizer, 5)[0]
+    assert losses == expected
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_new_rate_holds_for_both_kinds_of_weights():
+    model = tiny_k2_model()
+    optimizer = MuonClip(model, lr=0.1)
+    assert len(optimizer.param_groups) == 2
+    backward(model)
+    before = copy.deepcopy(model.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad.any())
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"tau": 0}, "MuonClip's tau is 0, it must be above 0"),
+        ({"tau": math.nan}, "MuonClip's tau is nan"),
+        ({"lr": -1}, "MuonClip's lr is -1, it must be 0 or more"),
+        ({"momentum": 1.0}, "MuonClip's momentum is 1.0"),
+        ({"clip_norm": 0}, "MuonClip's clip_norm is 0, it must be above 0 or None"),
+        ({"weight_decay": -0.1}, "MuonClip's weight_decay is -0.1"),
+        ({"betas": (1.0, 0.9)}, r"MuonClip's betas is \(1.0, 0.9\), it must be in \[0, 1\) each"),
+        ({"eps": 0}, "MuonClip's eps is 0"),
+    ],
+)
+def test_impossible_settings_of_muonclip_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        MuonClip(tiny_model(), **setting)

@@ -1,4 +1,4 @@
-"""The command line: python -m utils train | generate | evaluate."""
+"""The command line: python -m utils train | generate | evaluate | export."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from utils.data import TokenData, split_stories
 from utils.device import pick_device
 from utils.evaluate import evaluate
 from utils.generation import Sampling, generate, stream
+from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
@@ -43,22 +44,24 @@ def train_command(args: argparse.Namespace) -> int:
     """Load stories, train (or continue), tell a story."""
     started = time.monotonic()
     preset = args.preset or ("colab" if torch.cuda.is_available() else "laptop")
-    folder = Path(args.run or f"runs/{preset}")
+    folder = Path(args.run or f"runs/{preset if args.model != 'nano' else f'nano-{preset}'}")
     refuse_other_run(folder, args.resume, args.overwrite)
     recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(preset, args)
     config = from_dict(TrainConfig, recipe["training"])
-    KimiConfig.nano(2, **recipe["model"])  # an impossible model is told before the stories are loaded
+    # an impossible model is told before the stories are loaded
+    KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
     train_stories, val_stories = _load_split(recipe)
     if args.resume:
         tok = WordTokenizer.from_dict(load_checkpoint(folder)["tokenizer"])
     else:
         tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
     data = TokenData.from_stories(train_stories, tok, validation=val_stories)
-    model = Kimi(KimiConfig.nano(len(tok), **recipe["model"]), seed=config.seed).to(pick_device())
+    shape = KimiConfig.small(recipe["architecture"], len(tok), **recipe["model"])
+    model = Kimi(shape, seed=config.seed).to(pick_device())
     model.tokenizer = tok
     total, active = count_parameters(model)
     print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {len(tok):,} words")
-    print(f"model: {total:,} parameters, {active:,} active for each token, on {model.device}")
+    print(f"model: {shape.architecture}, {total:,} parameters, {active:,} active for each token, on {model.device}")
     history = train(model, data, config, folder, resume=args.resume, overwrite=args.overwrite, notes=recipe)
 
     if history.step < config.steps:
@@ -98,14 +101,24 @@ def evaluate_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(args: argparse.Namespace) -> int:
+    """Write a run's model in the format that transformers reads."""
+    model, _ = load_model(args.run)
+    export_hf(model, args.to)
+    print(f"written to {args.to}: transformers reads it with AutoModelForCausalLM.from_pretrained({args.to!r})")
+    return 0
+
+
 # What a run is made of: its recipe
 
 
 def _new_recipe(preset_name: str, args: argparse.Namespace) -> dict:
     """Preset and options as one plain dict."""
-    preset, given = PRESETS[preset_name], _given(args)
+    architecture, given = args.model or "k2", _given(args)
+    preset = PRESETS[architecture][preset_name]
     training = replace(preset.training, **{k: v for k, v in given.items() if k in _names(TrainConfig)})
     return {
+        "architecture": architecture,
         "source": args.source,
         "stories": given.get("stories", preset.stories),
         "min_count": given.get("min_count", preset.min_count),
@@ -148,7 +161,7 @@ def _names(config: type) -> set[str]:
 
 def _given(args: argparse.Namespace) -> dict:
     """The options of the recipe that were given."""
-    names = {"source", "preset", "stories", "min_count"} | _names(KimiConfig) | _names(TrainConfig)
+    names = {"source", "preset", "model", "stories", "min_count"} | _names(KimiConfig) | _names(TrainConfig)
     return {k: v for k, v in vars(args).items() if k in names and v is not None}
 
 
@@ -158,13 +171,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model and tell a story"))
     _add_generate(commands.add_parser("generate", help="tell a story with a trained model"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a trained model"))
+    _add_export(commands.add_parser("export", help="write a trained model for transformers"))
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=train_command)
-    parser.add_argument("--preset", choices=PRESETS, help="size of the job (default: colab with a GPU, else laptop)")
-    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.epilog = "Three defaults are those of smoke / laptop / colab."
+    parser.add_argument(
+        "--preset", choices=PRESETS["k2"], help="size of the job (default: colab with a GPU, else laptop)"
+    )
+    parser.add_argument("--model", choices=PRESETS, help="k2, the small Kimi K2, or nano, the simple first model "
+                        "(default: k2)")  # fmt: skip
+    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET, runs/nano-PRESET)")
     parser.add_argument("--source", metavar="PATH", help="stories: a .txt, .jsonl or .parquet file, a folder of them, "
                         "hub or builtin (default: $TINYSTORIES_PATH, else the hub, else builtin)")  # fmt: skip
     either = parser.add_mutually_exclusive_group()
@@ -172,8 +191,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue the run in DIR with its next batch (default: no)"
     )
     either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
-    defaults = {name: {**asdict(KimiConfig.nano(2)), **p.model, **asdict(p.training), "stories": p.stories,
-                       "min_count": p.min_count} for name, p in PRESETS.items()}  # fmt: skip
     options = {
         "stories": (int, "stories to train on, at most"),
         "min_count": (int, "words rarer than this in the training stories become <unk>"),
@@ -182,10 +199,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     for f in (*fields(TrainConfig), *fields(KimiConfig)):
         if f.metadata:
             options.setdefault(f.name, (types[f.type], f.metadata["help"]))
+    defaults = {name: _defaults(name) for name in PRESETS}
     for name, (kind, text) in options.items():
-        shown = ", ".join(f"{preset} {values[name]}" for preset, values in defaults.items())
+        shown = "; ".join(f"{model} {_shown([v[name] for v in sizes])}" for model, sizes in defaults.items()
+                          if name in sizes[0])  # fmt: skip
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+
+
+def _defaults(architecture: str) -> list[dict]:
+    """Every option's value in smoke, laptop and colab, in this order; without those that only the other model has."""
+    other = {f.name for f in fields(KimiConfig) if f.metadata.get("only") not in (None, architecture)}
+    sizes = []
+    for preset in PRESETS[architecture].values():
+        shape = asdict(KimiConfig.small(architecture, 2, **preset.model))
+        values = {**shape, **asdict(preset.training), "stories": preset.stories, "min_count": preset.min_count}
+        sizes.append({name: value for name, value in values.items() if name not in other})
+    return sizes
+
+
+def _shown(values: list) -> str:
+    """The values of the presets, once where they are all the same."""
+    return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +248,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
     parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
     parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=export_command)
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run of k2")
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder for the model's files")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The whole model: embedding and positions, blocks of attention and experts, a linear head.
+"""The whole model: embedding, blocks of attention and experts, a linear head that is not tied to the embedding.
 
-Pre-norm residual blocks: x + attention(norm(x)), then x + experts(norm(x)).
+Pre-norm residual blocks: x + attention(norm(x)), then x + experts(norm(x)). nano has learned positions, LayerNorm and
+multi-head attention; k2 has RMSNorm, latent attention with rotary positions, and in its first layers a dense
+feed-forward instead of experts.
 """
 
 from __future__ import annotations
@@ -12,26 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.attention import KVCache, MultiHeadAttention
+from utils.attention import KVCache, MultiHeadAttention, MultiHeadLatentAttention
 from utils.config import KimiConfig
 from utils.loss import chunked_cross_entropy
-from utils.moe import Experts, MoE
+from utils.moe import Experts, MoE, SigmoidRouter
+from utils.norm import RMSNorm
+from utils.swiglu import FeedForward
+
+
+def _norm(config: KimiConfig) -> nn.Module:
+    return RMSNorm(config.d_model, config.norm_eps) if config.architecture == "k2" else nn.LayerNorm(config.d_model)
 
 
 class Block(nn.Module):
     """One layer: tokens exchange information in attention, then each token visits its experts."""
 
-    def __init__(self, config: KimiConfig):
+    def __init__(self, config: KimiConfig, layer: int = 0):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.d_model)
-        self.attention = MultiHeadAttention(config)
-        self.moe_norm = nn.LayerNorm(config.d_model)
-        self.moe = MoE(config)
+        is_k2 = config.architecture == "k2"
+        self.attention_norm = _norm(config)
+        self.attention = MultiHeadLatentAttention(config) if is_k2 else MultiHeadAttention(config)
+        self.ffn_norm = _norm(config)
+        is_dense = is_k2 and layer < config.first_k_dense
+        self.ffn = FeedForward(config.d_model, config.dense_ff) if is_dense else MoE(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
-        return x + self.dropout(self.moe(self.moe_norm(x)))  # (B, T, D)
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))  # (B, T, D)
 
 
 class Kimi(nn.Module):
@@ -46,10 +56,11 @@ class Kimi(nn.Module):
         self.config = config
         self.tokenizer = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.positions = nn.Embedding(config.block_size, config.d_model)
+        learned = config.architecture == "nano"
+        self.positions = nn.Embedding(config.block_size, config.d_model) if learned else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._initialise(torch.Generator().manual_seed(seed))
 
@@ -60,7 +71,7 @@ class Kimi(nn.Module):
         head_std = 0.2 / math.sqrt(self.config.d_model)
         stds = {"embedding.weight": 0.3, "positions.weight": 0.3, "head.weight": head_std}
         for name, weight in self.named_parameters():
-            if weight.ndim > 1:
+            if weight.ndim > 1 and not weight.is_meta:
                 branches = 2 * self.config.n_layers if name.endswith(("w_o.weight", "w_down")) else 1
                 weight.normal_(std=stds.get(name, 1 / math.sqrt(weight.shape[-1] * branches)), generator=generator)
 
@@ -85,7 +96,9 @@ class Kimi(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.block_size:
             raise ValueError(f"{end} positions were asked for, the block size is {self.config.block_size}")
-        x = self.embedding(tokens) + self.positions.weight[start:end]  # (B, T, D)
+        x = self.embedding(tokens)  # (B, T, D)
+        if self.positions is not None:
+            x = x + self.positions.weight[start:end]
         x = self.dropout(x)
         for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
             x = block(x, layer_cache)  # (B, T, D)
@@ -95,13 +108,30 @@ class Kimi(nn.Module):
         """An empty cache for each layer, as long as the block size."""
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
+    def routers(self) -> list[nn.Module]:
+        """The router of each layer with experts."""
+        return [block.ffn.router for block in self.blocks if isinstance(block.ffn, MoE)]
+
     def balance_loss(self) -> torch.Tensor:
-        """Mean load-balancing loss of the layers in the last training forward, 1 at perfect balance."""
-        return torch.stack([block.moe.router.balance_loss for block in self.blocks]).mean()
+        """Mean load-balancing loss of the layers with experts in the last training forward, 1 at perfect balance."""
+        return torch.stack([router.balance_loss for router in self.routers()]).mean()
 
     def expert_load(self) -> torch.Tensor:
-        """(L, E): how many tokens went to each expert of each layer in the last forward."""
-        return torch.stack([block.moe.router.load for block in self.blocks])
+        """(layers with experts, E): how many tokens went to each expert in the last forward."""
+        return torch.stack([router.load for router in self.routers()])
+
+    def end_step_(self) -> None:
+        """To be called after each optimizer step: move the experts' biases, begin to record loads and logits anew."""
+        for block in self.blocks:
+            block.attention.end_step_()
+        for router in self.routers():
+            router.balance_loss = router.balance_loss.detach()  # the step's graph is not needed any more
+            if isinstance(router, SigmoidRouter):
+                router.update_bias_()
+
+    def max_logits(self) -> torch.Tensor:
+        """(L, H): the largest attention logit of each head in the last training step."""
+        return torch.stack([block.attention.max_logits for block in self.blocks])
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,9 @@
 """Mixture of experts: a router picks a few experts for each token, and only those compute.
 
-The nano part: `SoftmaxRouter` weighs the chosen experts by a softmax over the K chosen logits (Mixtral's form,
-arXiv 2401.04088), `Experts` holds all expert weights in stacked tensors and runs one matmul per expert.
+nano has the `SoftmaxRouter`, which weighs the chosen experts by a softmax over the K chosen logits (Mixtral's form,
+arXiv 2401.04088) and keeps them busy by a loss. k2 has the `SigmoidRouter`, which keeps them busy by a bias
+(DeepSeek-V3, arXiv 2412.19437, sec. 2.1.2), and an expert that every token visits. `Experts` holds all expert weights
+in stacked tensors and runs one matmul per expert.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.config import KimiConfig
-from utils.swiglu import swiglu
+from utils.swiglu import FeedForward, swiglu
 
 TILE = 64  # rows
 
@@ -33,15 +35,80 @@ class SoftmaxRouter(nn.Module):
         self.balance_loss = torch.zeros(())
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (N, D) -> weights (N, K), which sum to 1 for every token, and chosen experts (N, K)."""
-        logits = self.gate(x).float()  # (N, E)
-        top, chosen = logits.topk(self.top_k, dim=-1)  # (N, K)
+        """x (..., D) -> weights (..., K), which sum to 1 for every token, and chosen experts (..., K)."""
+        logits = self.gate(x).float()  # (..., E)
+        top, chosen = logits.topk(self.top_k, dim=-1)  # (..., K)
         weights = top.softmax(dim=-1)  # over the K experts of one token, never over tokens
         self.load = torch.bincount(chosen.flatten(), minlength=self.n_experts)  # (E,)
         if self.training:
             share = self.load / chosen.numel()  # (E,) sums to 1, carries no gradient
-            self.balance_loss = self.n_experts * (share * logits.softmax(dim=-1).mean(dim=0)).sum()
+            mean = logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)  # (E,)
+            self.balance_loss = self.n_experts * (share * mean).sum()
         return weights, chosen
+
+
+class SigmoidRouter(nn.Module):
+    """Chooses K of E experts by score + bias and weighs them by the scores alone, all in fp32.
+
+    The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts that got fewer tokens
+    than the mean and down for the others (arXiv 2408.15664). Where experts are in groups, a token first keeps the
+    groups whose two best biased scores are largest. After a forward pass `load` (E,) says how many tokens went to each
+    expert, and in training `balance_loss` is the sequence-level loss of DeepSeek-V3 (sec. 2.1.2), 1 at perfect balance.
+    """
+
+    def __init__(self, config: KimiConfig):
+        super().__init__()
+        self.n_experts, self.top_k, self.scaling = config.n_experts, config.top_k, config.routed_scaling_factor
+        self.n_group, self.topk_group, self.bias_rate = config.n_group, config.topk_group, config.bias_rate
+        self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
+        self.register_buffer("expert_bias", torch.zeros(config.n_experts))
+        self.load = torch.zeros(config.n_experts, dtype=torch.long)
+        self.step_load = torch.zeros(config.n_experts, dtype=torch.long)  # since the last update of the bias
+        self.balance_loss = torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (..., T, D) -> weights, which sum to `routed_scaling_factor`, and chosen experts, (..., T, K) each."""
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x.float(), self.gate.weight.float()).sigmoid()  # (..., T, E)
+        chosen = self._choose(scores.detach() + self.expert_bias)  # (..., T, K)
+        weights = scores.gather(-1, chosen)
+        weights = self.scaling * weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        self.load = torch.bincount(chosen.flatten(), minlength=self.n_experts)  # (E,)
+        if self.training:
+            self.step_load = self.step_load.to(self.load.device) + self.load
+            self.balance_loss = self._balance_loss(scores, chosen)
+        return weights, chosen
+
+    def _choose(self, biased: torch.Tensor) -> torch.Tensor:
+        """Biased scores (..., T, E) -> chosen experts (..., T, K)."""
+        if self.n_group > 1:
+            groups = biased.unflatten(-1, (self.n_group, -1))  # (..., T, groups, E / groups)
+            best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(self.topk_group, dim=-1).indices
+            kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=biased.device).scatter(-1, best, True)
+            # -inf, not 0: biased scores may be negative
+            biased = groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)  # (..., T, E)
+        return biased.topk(self.top_k, dim=-1).indices
+
+    def _balance_loss(self, scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The mean over sequences of sum_i f_i P_i: an expert's share of the choices, times E, and of the scores."""
+        counts = torch.zeros_like(scores).scatter(-1, chosen, 1.0).mean(dim=-2)  # (..., E)
+        share = scores / scores.sum(dim=-1, keepdim=True)  # (..., T, E)
+        return (self.n_experts / self.top_k * counts * share.mean(dim=-2)).sum(dim=-1).mean()
+
+    @torch.no_grad()
+    def update_bias_(self) -> None:
+        """Move the bias by the loads of all training forwards since the last update, and begin to count anew."""
+        load = self.step_load.to(self.expert_bias)  # (E,)
+        self.expert_bias += self.bias_rate * (load.mean() - load).sign()
+        self.step_load = torch.zeros_like(self.step_load)
+
+    def _apply(self, fn, recurse=True):
+        """`.to(bfloat16)` and its kind: the bias moves along but stays fp32, for steps of 0.001 vanish in bf16."""
+        bias = self.expert_bias
+        super()._apply(fn, recurse)
+        if self.expert_bias.dtype != bias.dtype:
+            self.expert_bias = bias.to(self.expert_bias.device)
+        return self
 
 
 class Experts(nn.Module):
@@ -49,7 +116,7 @@ class Experts(nn.Module):
 
     def __init__(self, n_experts: int, d_model: int, d_ff: int):
         super().__init__()
-        self.w_up = nn.Parameter(torch.empty(n_experts, 2 * d_ff, d_model))  # value rows, then gate rows
+        self.w_up = nn.Parameter(torch.empty(n_experts, 2, d_ff, d_model))  # value and gate of each
         self.w_down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
         for weight in (self.w_up, self.w_down):
             nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[-1]))
@@ -69,21 +136,25 @@ class Experts(nn.Module):
         sizes = rooms.tolist()
         gathered = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, row, x.index_select(0, token))
         # unbind, not [e]: its backward stacks the E gradients once instead of E times
-        experts = zip(gathered.split(sizes), self.w_up.unbind(), self.w_down.unbind(), strict=True)
+        experts = zip(gathered.split(sizes), self.w_up.flatten(1, 2).unbind(), self.w_down.unbind(), strict=True)
         outputs = [F.linear(swiglu(F.linear(group, up)), down) for group, up, down in experts]  # (n_e, D) each
         weighted = torch.cat(outputs).index_select(0, row) * weights.flatten()[order, None]  # (N*K, D)
-        return weighted.new_zeros(x.shape).index_add(0, token, weighted)  # (N, D)
+        return weighted.new_zeros(x.shape).index_add(0, token, weighted).type_as(x)  # (N, D)
 
 
 class MoE(nn.Module):
-    """Router and experts together: (B, T, D) -> (B, T, D)."""
+    """Router, experts and in k2 the shared expert together: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: KimiConfig):
         super().__init__()
-        self.router = SoftmaxRouter(config.d_model, config.n_experts, config.top_k)
+        is_k2 = config.architecture == "k2"
+        router = SigmoidRouter(config) if is_k2 else SoftmaxRouter(config.d_model, config.n_experts, config.top_k)
+        self.router = router
         self.experts = Experts(config.n_experts, config.d_model, config.d_ff)
+        n_shared = config.n_shared_experts if is_k2 else 0
+        self.shared = FeedForward(config.d_model, n_shared * config.d_ff) if n_shared else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = x.flatten(0, 1)  # (B*T, D)
-        weights, chosen = self.router(tokens)  # (B*T, K) each
-        return self.experts(tokens, weights, chosen).view_as(x)
+        weights, chosen = self.router(x)  # (B, T, K) each
+        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)).view_as(x)
+        return y if self.shared is None else y + self.shared(x)

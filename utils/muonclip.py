@@ -1,61 +1,19 @@
-"""Optimisers, by hand. First half: AdamW and clipping by the global gradient norm.
+"""Optimisers, by hand: AdamW, Muon, and MuonClip, with which Kimi K2 was trained (report, sec. 2.1, algorithm 1).
 
-(The original notebook calls such a pair "MuonClip". The real one is Muon with QK-Clip, Kimi K2 report sec. 2.1.)
+MuonClip = clipping by the global gradient norm, Muon for matrices and AdamW for all else, then QK-Clip: attention heads
+whose logits grew beyond tau are scaled back. Only the bookkeeping of groups and state dicts is torch's.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-
-class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
-
-    Only the bookkeeping of parameter groups and state dicts comes from torch's base class.
-    """
-
-    def __init__(self, params, lr: float = 1e-3, betas=(0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1):
-        for name, value, holds in (
-            ("lr", lr, lr >= 0), ("betas", betas, all(0 <= b < 1 for b in betas)), ("eps", eps, eps > 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-        ):  # fmt: skip
-            if not holds:
-                allowed = {"betas": "in [0, 1) each", "eps": "above 0"}.get(name, "0 or more")
-                raise ValueError(f"AdamW's {name} is {value!r}, it must be {allowed}")
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
-
-    def _update(self, p: torch.Tensor, group: dict) -> None:
-        state, (beta1, beta2) = self.state[p], group["betas"]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        state["step"] += 1
-        p.mul_(1 - group["lr"] * group["weight_decay"])  # decay by the raw rate, not through the gradient
-        state["mean"].lerp_(p.grad, 1 - beta1)
-        state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-        # both averages start at zero, so early ones are divided by the weight they have gathered
-        mean_weight, square_weight = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        root = state["square"].sqrt().div_(square_weight**0.5).add_(group["eps"])
-        p.addcdiv_(state["mean"], root, value=-group["lr"] / mean_weight)
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups for AdamW: matrices decay, vectors (norms) do not. Every parameter is in exactly one."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c: Keller Jordan's, steep at 0; singular values end in 0.68..1.20
 
 
 @torch.no_grad()
@@ -67,3 +25,186 @@ def clip_gradients_(params: Iterable[torch.Tensor], max_norm: float) -> torch.Te
     for g in grads:
         g.mul_(scale)
     return norm
+
+
+@torch.no_grad()
+def newton_schulz(matrices: torch.Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Bring all singular values of each matrix near 1 and keep its directions: (..., n, m) -> (..., n, m).
+
+    Each step applies a s + b s^3 + c s^5 to the singular values, without computing them (Muon, Keller Jordan 2024;
+    Moonlight, arXiv 2502.16982, eq. 2). Leading dimensions are a stack of matrices. `dtype` is what it computes in,
+    the matrices' own by default.
+    """
+    if matrices.ndim < 2:
+        raise ValueError(f"newton_schulz takes matrices, it got a tensor of shape {tuple(matrices.shape)}")
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)  # (..., n, m) largest singular value <= 1
+    x = x.to(dtype or matrices.dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the products below are then as small as they can be
+    x = x.reshape(-1, *x.shape[-2:])
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(steps):
+        gram = x @ x.mT  # (S, n, n)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    x = x.mT if tall else x
+    return x.reshape(matrices.shape).to(matrices.dtype)
+
+
+class _Optimizer(torch.optim.Optimizer):
+    """What ours share: settings that check themselves, and one loop over the groups."""
+
+    def __init__(self, params, defaults: dict, clip_norm: float | None = None):
+        for name, allowed, holds in (
+            ("lr", "0 or more", lambda v: v >= 0),
+            ("weight_decay", "0 or more", lambda v: v >= 0),
+            ("betas", "in [0, 1) each", lambda v: all(0 <= b < 1 for b in v)),
+            ("momentum", "in [0, 1)", lambda v: 0 <= v < 1),
+            ("eps", "above 0", lambda v: v > 0),
+        ):
+            if name in defaults and not holds(defaults[name]):
+                raise ValueError(f"{type(self).__name__}'s {name} is {defaults[name]!r}, it must be {allowed}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"{type(self).__name__}'s clip_norm is {clip_norm!r}, it must be above 0 or None")
+        super().__init__(params, defaults)
+        self.clip_norm = clip_norm
+        self.grad_norm = torch.zeros(())  # the global norm before clipping, of the last step
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        if self.clip_norm is not None:
+            params = [p for group in self.param_groups for p in group["params"]]
+            self.grad_norm = clip_gradients_(params, self.clip_norm)
+        for group in self.param_groups:
+            self._update_group(group, [p for p in group["params"] if p.grad is not None])
+
+    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        raise NotImplementedError
+
+
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+
+    clip_norm: first scale all gradients so that their global norm is at most this; None leaves them.
+    """
+
+    def __init__(
+        self, params, lr: float = 1e-3, betas=(0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.1,
+        clip_norm: float | None = None,
+    ):  # fmt: skip
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), clip_norm)
+
+    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        for p in params:
+            _adamw_update_(p, self.state[p], group)
+
+
+def _adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
+    beta1, beta2 = group["betas"]
+    if not state:
+        state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+    state["step"] += 1
+    p.mul_(1 - group["lr"] * group["weight_decay"])  # decay by the raw rate, not through the gradient
+    state["mean"].lerp_(p.grad, 1 - beta1)
+    state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+    # both averages start at zero, so early ones are divided by the weight they have gathered
+    mean_weight, square_weight = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+    root = state["square"].sqrt().div_(square_weight**0.5).add_(group["eps"])
+    p.addcdiv_(state["mean"], root, value=-group["lr"] / mean_weight)
+
+
+class Muon(_Optimizer):
+    """Momentum whose direction is orthogonalised, scaled to AdamW's usual size (Moonlight, arXiv 2502.16982, sec. 2.2).
+
+    W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with M <- mu M + G. The last
+    two dimensions of a parameter are a matrix, those before a stack of them: each expert's value, gate and down matrix
+    is its own. `dtype` is what Newton-Schulz computes in; published code takes bf16. Raises ValueError for a parameter
+    with fewer than two dimensions.
+    """
+
+    def __init__(
+        self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if p.ndim < 2:
+                raise ValueError(f"Muon is for matrices, it got a parameter of shape {tuple(p.shape)}")
+
+    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        _muon_update_(params, self.state, group, self.dtype)
+
+
+def _muon_update_(params: list[torch.Tensor], states: dict, group: dict, dtype: torch.dtype | None) -> None:
+    same_shape = defaultdict(list)  # one Newton-Schulz for all matrices of a shape
+    for p in params:
+        state = states[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].mul_(group["momentum"]).add_(p.grad)
+        same_shape[p.shape[-2:], p.dtype].append(p)
+    for (shape, _), alike in same_shape.items():
+        # Nesterov: the direction looks one step ahead
+        ahead = [p.grad.add(states[p]["momentum"], alpha=group["momentum"]).reshape(-1, *shape) for p in alike]
+        directions = newton_schulz(torch.cat(ahead), dtype=dtype)
+        for p, direction in zip(alike, directions.split([len(a) for a in ahead]), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])  # by the raw rate, whatever the shape
+            p.add_(direction.view_as(p), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+
+
+def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices for Muon, all else for AdamW): embeddings, the module called `head` and vectors are not for Muon."""
+    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name == "head"}
+    params = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in params if p.ndim > 1 and id(p) not in tables]
+    chosen = {id(p) for p in matrices}
+    return matrices, [p for p in params if id(p) not in chosen]
+
+
+class MuonClip(_Optimizer):
+    """Kimi K2's optimizer for a whole model: one step() clips gradients, updates all weights, then clips heads.
+
+    tau: largest attention logit that QK-Clip lets stand; math.inf switches it off. It calls `qk_clip_(tau)` of every
+    module that has it. lr, weight_decay: shared by Muon and AdamW, whose updates have about the same size. clip_norm:
+    largest global norm of the gradient, None leaves it. betas, eps: AdamW's; momentum, dtype: Muon's.
+    """
+
+    def __init__(
+        self, model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.1, tau: float = 100.0,
+        clip_norm: float | None = 1.0, momentum: float = 0.95, betas=(0.9, 0.95), eps: float = 1e-8,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        if not tau > 0:
+            raise ValueError(f"MuonClip's tau is {tau!r}, it must be above 0 (math.inf switches QK-Clip off)")
+        matrices, others = muon_parameters(model)
+        listed = sorted(id(p) for p in (*matrices, *others))
+        assert listed == sorted(id(p) for p in model.parameters() if p.requires_grad), "each in exactly one group"
+        groups = [{"params": matrices, "rule": "muon"}, {"params": others, "rule": "adamw"}]
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, betas=tuple(betas), eps=eps)
+        super().__init__([group for group in groups if group["params"]], defaults, clip_norm)
+        self.tau, self.dtype = tau, dtype
+        self._clipped = [module for module in model.modules() if hasattr(module, "qk_clip_")]
+
+    def step(self) -> None:
+        """Clip the gradients, update every parameter that has one, then rescale the heads beyond tau."""
+        super().step()
+        for module in self._clipped:
+            module.qk_clip_(self.tau)
+
+    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        if group["rule"] == "muon":
+            _muon_update_(params, self.state, group, self.dtype)
+        else:
+            for p in params:
+                _adamw_update_(p, self.state[p], group)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups for AdamW alone: matrices decay, vectors (norms) do not. Every parameter is in exactly one."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]

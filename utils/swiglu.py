@@ -26,13 +26,14 @@ class SwiGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """One dense feed-forward layer with a gate: down(SwiGLU(up(x))), (..., D) -> (..., D)."""
+    """One dense feed-forward layer with a gate: down(swiglu(up(x))), (..., D) -> (..., D)."""
 
     def __init__(self, d_model: int, d_ff: int):
         super().__init__()
-        self.up = nn.Linear(d_model, 2 * d_ff, bias=False)  # rows 0..F-1 value, F..2F-1 gate
-        self.activation = SwiGLU()
-        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.w_up = nn.Parameter(torch.empty(2, d_ff, d_model))  # value and gate
+        self.w_down = nn.Parameter(torch.empty(d_model, d_ff))
+        for weight in (self.w_up, self.w_down):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.activation(self.up(x)))
+        return F.linear(swiglu(F.linear(x, self.w_up.flatten(0, 1))), self.w_down)

@@ -17,7 +17,7 @@ from utils.data import TokenData
 from utils.device import autocast, pick_number_format
 from utils.interrupt import StopRequest
 from utils.model import Kimi
-from utils.muonclip import AdamW, clip_gradients_, decay_groups
+from utils.muonclip import AdamW, MuonClip, decay_groups
 
 SETTLE_EVERY = 10  # steps between two looks at the losses: each look makes the CPU wait for a GPU
 
@@ -47,15 +47,25 @@ class History:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of `step` (from 0): a linear warm-up, then a cosine down to `final_lr` of the peak, or constant."""
+    """Rate of `step` (from 0): a linear warm-up, then the peak, then at the end a cosine down to `final_lr` of it.
+
+    Kimi K2's schedule (report, sec. 2.5), in shares of the run: warm-up 0.002, decay 0.355, final_lr 0.1.
+    """
     warmup_steps = round(config.warmup * config.steps)
+    decay_steps = round(config.decay * config.steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - warmup_steps) / max(1, config.steps - 1 - warmup_steps)  # 0 .. 1
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = (step + 1 - (config.steps - decay_steps)) / max(1, decay_steps)  # <= 0 before the decay, 1 at the end
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
     return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+def make_optimizer(model: Kimi, config: TrainConfig, number_format: str = "fp32") -> AdamW | MuonClip:
+    """The optimizer that `config` names, for all parameters. Newton-Schulz computes in bf16 where the run does."""
+    if config.optimizer == "muonclip":
+        dtype = torch.bfloat16 if number_format == "bf16" else None
+        return MuonClip(model, config.lr, config.weight_decay, config.tau, config.clip_norm, dtype=dtype)
+    return AdamW(decay_groups(model, config.weight_decay), config.lr, clip_norm=config.clip_norm)
 
 
 def train(
@@ -139,7 +149,6 @@ class _Run:
                 f"TrainConfig.block_size is {config.block_size}, the model's is {model.config.block_size}: at most that"
             )
         self.model, self.data, self.config, self.notes = model, data, config, notes
-        self.optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr)
         self.batches = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)  # dropout
         self.history = History()
@@ -152,6 +161,7 @@ class _Run:
     def _use(self, number_format: str, reason: str) -> None:
         self.number_format, self.format_reason = number_format, reason
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=number_format == "fp16")
+        self.optimizer = make_optimizer(self.model, self.config, number_format)
 
     def advance(self) -> None:
         """One optimizer step over `accumulation` batches."""
@@ -172,11 +182,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients_(model.parameters(), config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.pending.append(torch.stack([total, norm]))
+        model.end_step_()
+        self.pending.append(torch.stack([total, self.optimizer.grad_norm.to(total.device)]))
         self.step += 1
 
     def _batch(self, split: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,6 +221,7 @@ class _Run:
     def validate(self) -> None:
         """Add a row to the history: validation loss over the same batches every time, and how the run goes."""
         load = self.model.expert_load().tolist()
+        max_logits = self.model.max_logits().tolist() if self.step else None
         self.model.eval()
         fixed = torch.Generator().manual_seed(self.config.seed + 1)
         with autocast(self.model.device, self.number_format):
@@ -224,6 +235,7 @@ class _Run:
             "val_loss": torch.stack(losses).mean().item(),
             "lr": learning_rate(max(0, self.step - 1), self.config),
             "expert_load": load,
+            "max_logits": max_logits,
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds,
         })  # fmt: skip

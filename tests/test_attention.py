@@ -1,0 +1,605 @@
+"""Attention: the cache, multi-head and latent attention, rotary positions, the largest logits and QK-Clip."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.helpers import TINY_CONFIGS, every_architecture, tiny_config, tiny_k2_config, tiny_k2_model
+from utils import attention as attention_module
+from utils.attention import (
+    KVCache,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    causal_mask,
+    largest_logits,
+    rope,
+    rotary_frequencies,
+)
+from utils.config import KimiConfig
+from utils.model import Kimi
+
+ATTENTION = {"nano": MultiHeadAttention, "k2": MultiHeadLatentAttention}
+YARN = dict(yarn_factor=4.0, yarn_original=8, yarn_beta_fast=2.0, yarn_beta_slow=0.1, qk_rope_head_dim=8)
+
+
+def tiny_attention(architecture, kind=None, std=0.3, seed=0, **changes):
+    """One attention layer whose logits are far from 0 and whose norm weights are random."""
+    attention = (kind or ATTENTION[architecture])(TINY_CONFIGS[architecture](**changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in attention.parameters():
+            p.normal_(mean=0.0 if p.ndim > 1 else 1.0, std=std, generator=generator)
+    return attention
+
+
+def states(batch, length, width=32, seed=1):
+    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed))
+
+
+# References: the formulas in float64, head by head and query by query
+
+
+def slow_frequencies(config):
+    """The angle per position of each pair, YaRN included, from the formulas of the two papers."""
+    width, base, rates = config.qk_rope_head_dim, config.rope_theta, []
+
+    def pair_with(turns):  # the pair that turns so often in the original context, as a fraction
+        return width * math.log(config.yarn_original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = math.floor(pair_with(config.yarn_beta_fast)), math.ceil(pair_with(config.yarn_beta_slow))
+    for i in range(width // 2):
+        rate = base ** (-2 * i / width)
+        if config.yarn_factor != 1:
+            stretched = min(max((i - max(low, 0)) / (min(high, width - 1) - max(low, 0)), 0.0), 1.0)
+            rate = rate * (1 - stretched) + rate / config.yarn_factor * stretched
+        rates.append(rate)
+    return torch.tensor(rates, dtype=torch.double)
+
+
+def mixtures(logits, values):
+    """(T, S) logits of one head and (S, v) values -> what each query gets, looking at no later position."""
+    rows = [logits[t, : t + 1].softmax(-1) @ values[: t + 1] for t in range(len(logits))]
+    return torch.stack(rows)
+
+
+def slow_multi_head(attention, x, gamma=None):
+    """(output (B, T, D), all logits (B, H, T, T), also those of the future) of multi-head attention."""
+    x, weights = x.double(), {name.split(".")[0]: p.detach().double() for name, p in attention.named_parameters()}
+    heads, width = attention.n_heads, x.shape[-1] // attention.n_heads
+    outputs, logits = [], []
+    for sequence in x:
+        mixed, of_heads = [], []
+        for h in range(heads):
+            rows = slice(h * width, (h + 1) * width)
+            q, k, v = (sequence @ weights[name][rows].T for name in ("w_q", "w_k", "w_v"))
+            head = q @ k.T / math.sqrt(width) * (1 if gamma is None else gamma[h])
+            of_heads.append(head)
+            mixed.append(mixtures(head, v))
+        outputs.append(torch.cat(mixed, -1) @ weights["w_o"].T)
+        logits.append(torch.stack(of_heads))
+    return torch.stack(outputs), torch.stack(logits)
+
+
+def slow_latent(attention, x, gamma=None):
+    """The same of latent attention; positions turn the rope channels as complex numbers."""
+    config, x = attention.config, x.double()
+    weights = {name.split(".")[0]: p.detach().double() for name, p in attention.named_parameters()}
+    n, r, c, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank, config.v_head_dim
+    scale = (n + r) ** -0.5 * (0.1 * math.log(config.yarn_factor) + 1) ** 2
+    rates = slow_frequencies(config)
+
+    def norm(a, weight):
+        return weight * a / (a.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def turned(a):  # (T, R)
+        places = torch.arange(len(a), dtype=torch.double)[:, None]
+        pairs = torch.view_as_complex(a.reshape(len(a), -1, 2).contiguous())
+        return torch.view_as_real(pairs * torch.exp(1j * places * rates)).flatten(1)
+
+    outputs, logits = [], []
+    for sequence in x:
+        latent_and_key = sequence @ weights["w_kv_down"].T
+        latent, rope_key = norm(latent_and_key[:, :c], weights["kv_norm"]), turned(latent_and_key[:, c:])
+        queries = norm(sequence @ weights["w_q_down"].T, weights["q_norm"]) @ weights["w_q_up"].T
+        expanded = latent @ weights["w_kv_up"].T
+        mixed, of_heads = [], []
+        for h in range(config.n_heads):
+            q = queries[:, h * (n + r) : (h + 1) * (n + r)]
+            k_and_v = expanded[:, h * (n + value) : (h + 1) * (n + value)]
+            head = scale * (q[:, :n] @ k_and_v[:, :n].T + turned(q[:, n:]) @ rope_key.T)
+            head = head * (1 if gamma is None else gamma[h])
+            of_heads.append(head)
+            mixed.append(mixtures(head, k_and_v[:, n:]))
+        outputs.append(torch.cat(mixed, -1) @ weights["w_o"].T)
+        logits.append(torch.stack(of_heads))
+    return torch.stack(outputs), torch.stack(logits)
+
+
+def slow(attention, x, gamma=None):
+    return (slow_latent if isinstance(attention, MultiHeadLatentAttention) else slow_multi_head)(attention, x, gamma)
+
+
+def maxima(logits):
+    """(B, H, T, T) -> (H,): the largest that is no look into the future."""
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    return logits.masked_fill(future, -math.inf).amax((0, 2, 3))
+
+
+# Both kinds
+
+
+@pytest.mark.parametrize(
+    "architecture, changes",
+    [("nano", {}), ("k2", {}), ("k2", YARN), ("k2", dict(norm_eps=0.1)), ("k2", dict(v_head_dim=9))],
+)
+def test_attention_equals_its_formulas(architecture, changes):
+    attention, x = tiny_attention(architecture, **changes), states(2, 7)
+    expected, logits = slow(attention, x)
+    assert logits.std() > 0.5  # far from an even mean of the values
+    torch.testing.assert_close(attention(x).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@every_architecture
+def test_weights_that_are_shown_are_those_that_are_used(architecture):
+    attention, x = tiny_attention(architecture), states(2, 7)
+    output, weights = attention(x, return_weights=True)
+    torch.testing.assert_close(output, attention(x), atol=1e-5, rtol=1e-4)
+    future = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    expected = slow(attention, x)[1].masked_fill(future, -math.inf).softmax(-1)
+    torch.testing.assert_close(weights.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+@every_architecture
+def test_attention_weights_sum_to_one_and_never_look_ahead(architecture):
+    _, weights = tiny_attention(architecture)(states(3, 9), return_weights=True)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 9))
+    assert weights.triu(1).count_nonzero() == 0
+
+
+@every_architecture
+@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 4, 2]])
+def test_a_layer_that_reads_in_pieces_gives_what_it_gives_at_once(architecture, pieces):
+    attention, x, cache = tiny_attention(architecture).eval(), states(2, 12), KVCache(12)
+    parts = [attention(part, cache) for part in x.split(pieces, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x), atol=2e-5, rtol=1e-4)
+    cache = KVCache(12)
+    attention(x[:, :5], cache)
+    _, weights = attention(x[:, 5:], cache, return_weights=True)
+    torch.testing.assert_close(weights, attention(x, return_weights=True)[1][:, :, 5:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_queries_of_a_longer_context_get_the_last_rows_of_the_mask():
+    assert torch.equal(causal_mask(3, 8), causal_mask(8, 8)[-3:])
+
+
+def test_a_full_cache_says_how_much_it_holds():
+    cache = KVCache(4)
+    cache.append(torch.zeros(1, 2, 3, 8))
+    with pytest.raises(ValueError, match="holds 4 positions, 5"):
+        cache.append(torch.zeros(1, 2, 2, 8))
+
+
+# Multi-head attention
+
+
+def test_attention_equals_torch_multi_head_attention():
+    config = tiny_config()
+    ours = MultiHeadAttention(config).double()
+    reference = torch.nn.MultiheadAttention(config.d_model, config.n_heads, bias=False, batch_first=True).double()
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(torch.cat([ours.w_q.weight, ours.w_k.weight, ours.w_v.weight]))
+        reference.out_proj.weight.copy_(ours.w_o.weight)
+    x = torch.randn(2, 7, config.d_model, dtype=torch.double)
+    expected, expected_weights = reference(x, x, x, attn_mask=~causal_mask(7, 7), average_attn_weights=False)
+    fused = ours(x)
+    explicit, weights = ours(x, return_weights=True)
+    torch.testing.assert_close(fused, expected)
+    torch.testing.assert_close(explicit, expected, atol=1e-6, rtol=1e-6)  # its softmax is in fp32
+    torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-6)
+
+
+# Rotary positions
+
+
+def test_rope_turns_one_pair_by_its_angle():
+    x, angles = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.7], [0.7]])
+    by_hand = [[math.cos(0.7), math.sin(0.7)], [-2 * math.sin(0.7), 2 * math.cos(0.7)]]
+    torch.testing.assert_close(rope(x, angles), torch.tensor(by_hand))
+
+
+def test_rope_pairs_neighbouring_channels():
+    """Mistake 19 of public re-implementations: channels i and i + R/2 turned as a pair, with weights for neighbours."""
+    x, angles = states(1, 5, 8), torch.zeros(5, 4)
+    angles[:, 1] = 1.0
+    changed = (rope(x, angles) != x).any(0).any(0)
+    assert changed.nonzero().flatten().tolist() == [2, 3]
+
+
+def test_rope_is_a_product_with_complex_numbers_of_size_one():
+    x, angles = states(3, 5, 8).double(), torch.rand(5, 4, dtype=torch.double) * 6
+    pairs = torch.complex(x[..., 0::2], x[..., 1::2]) * torch.exp(1j * angles)
+    turned = rope(x, angles)
+    torch.testing.assert_close(turned[..., 0::2], pairs.real, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(turned[..., 1::2], pairs.imag, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=1e-6)
+
+
+def test_rope_in_bf16_turns_in_fp32():
+    x, angles = states(1, 6, 8).bfloat16(), torch.rand(6, 4) * 100
+    turned = rope(x, angles)
+    assert turned.dtype == torch.bfloat16 and torch.equal(turned, rope(x.float(), angles).bfloat16())
+
+
+def test_scores_depend_on_the_distance_alone():
+    q, k = states(1, 1, 8), states(1, 1, 8, seed=2)
+    frequencies = rotary_frequencies(tiny_k2_config(qk_rope_head_dim=8))
+    scores = {}
+    for at in range(20):
+        for distance in (0, 1, 7):
+            turned_q, turned_k = rope(q, frequencies[None] * (at + distance)), rope(k, frequencies[None] * at)
+            scores.setdefault(distance, []).append((turned_q * turned_k).sum().item())
+    for same in scores.values():
+        assert max(same) - min(same) < 1e-5
+    assert abs(scores[0][0] - scores[7][0]) > 0.01
+    assert scores[0][0] == pytest.approx((q * k).sum().item(), abs=1e-5)
+
+
+def test_rotary_frequencies_are_a_geometric_series():
+    config = tiny_k2_config(qk_rope_head_dim=64, rope_theta=10_000.0)
+    expected = torch.tensor([10_000 ** (-2 * i / 64) for i in range(32)])
+    frequencies = rotary_frequencies(config)
+    assert frequencies.dtype == torch.float32
+    torch.testing.assert_close(frequencies, expected)
+
+
+@pytest.mark.parametrize(
+    "config, kept, between, divided",
+    [(KimiConfig.k2(), 20, 0, 12), (KimiConfig.deepseek_v3(), 11, 12, 9), (KimiConfig.k2(yarn_factor=64.0), 20, 0, 12),
+     (KimiConfig.k2(yarn_factor=64.0, yarn_beta_fast=32.0), 9, 11, 12)],
+)  # fmt: skip
+def test_yarn_stretches_the_slow_pairs(config, kept, between, divided):
+    plain = torch.tensor([config.rope_theta ** (-2 * i / 64) for i in range(32)])
+    ratio = plain / rotary_frequencies(config)  # 1 where nothing happens, the factor where all of it does
+    is_kept, is_divided = (ratio - 1).abs() < 1e-5, (ratio / config.yarn_factor - 1).abs() < 1e-5
+    assert (is_kept.sum().item(), is_divided.sum().item()) == (kept, divided)
+    assert 32 - kept - divided == between
+    assert is_kept[:kept].all() and is_divided[-divided:].all() and (ratio.diff() > -1e-5).all()
+    torch.testing.assert_close(rotary_frequencies(config).double(), slow_frequencies(config), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config, scale",
+    [(KimiConfig.k2(), 0.1308608), (KimiConfig.k2(yarn_factor=1.0), 0.0721688), (KimiConfig.deepseek_v3(), 0.1352338),
+     (KimiConfig.k2(yarn_factor=64.0), 0.1446796)],
+)  # fmt: skip
+def test_yarn_sharpens_attention_and_plain_rope_does_not(config, scale):
+    """Mistake 20 of public re-implementations: YaRN's frequencies without its sharper softmax, or that without YaRN."""
+    with torch.device("meta"):
+        assert MultiHeadLatentAttention(config).scale == pytest.approx(scale, abs=5e-8)
+
+
+# Latent attention
+
+
+def test_the_cache_of_latent_attention_keeps_one_latent_and_one_rope_key():
+    """Mistake 8 of public re-implementations: full keys and values in the cache, or a rope key for each head."""
+    model, tokens = tiny_k2_model().eval(), torch.arange(10)[None]
+    cache = model.new_cache()
+    model(tokens[:, :9], cache=cache)
+    model(tokens[:, 9:], cache=cache)
+    assert [[b.shape[:2].numel() * b.shape[3] for b in layer.buffers] for layer in cache] == [[12 + 4]] * 3
+    attention, heads = model.blocks[0].attention, model.config.n_heads
+    keys, _ = attention.expand(cache[0].buffers[0][..., :10, :])
+    rope_keys = keys[0, :, :, -4:]
+    assert torch.equal(rope_keys, rope_keys[:1].expand(heads, -1, -1))
+    assert torch.equal(rope_keys[0], cache[0].buffers[0][0, 0, :10, -4:])
+    assert attention.w_kv_down.weight.shape == (12 + 4, 32)
+
+
+def test_the_cache_of_the_published_k2_takes_70272_bytes_per_token():
+    with torch.device("meta"):  # shapes without memory
+        model = Kimi(KimiConfig.k2()).to(torch.bfloat16)
+        x = torch.empty(1, 1, model.config.d_model, dtype=torch.bfloat16)
+        cache = model.new_cache()
+        for block, layer in zip(model.blocks, cache, strict=True):
+            block.attention(x, layer)
+    buffers = [buffer for layer in cache for buffer in layer.buffers]
+    assert {buffer.dtype for buffer in buffers} == {torch.bfloat16}
+    assert sum(buffer.nbytes for buffer in buffers) == 131_072 * 70_272
+
+
+@pytest.mark.parametrize("changes", [{}, YARN])
+@pytest.mark.parametrize("n_queries", [1, 5])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-6), (torch.float, 1e-4)])
+def test_the_absorbed_form_equals_the_naive_one(changes, n_queries, dtype, tolerance):
+    attention = tiny_attention("k2", **changes).to(dtype).eval()
+    config, cache, x = attention.config, KVCache(9), states(2, 9).to(dtype)
+    expected = attention(x, cache)[:, -n_queries:]  # expands the latents
+    key = cache.buffers[0]
+    queries = attention.w_q_up(attention.q_norm(attention.w_q_down(x))).unflatten(-1, (4, -1)).transpose(1, 2)
+    q_n, q_r = queries.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
+    q_r = rope(q_r, attention.angles(9, x.device))
+    mixed = attention.absorbed(q_n[:, :, -n_queries:], q_r[:, :, -n_queries:], key)  # (B, H, T, v)
+    ours = attention.w_o(mixed.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_single_new_token_never_expands_the_latents(monkeypatch):
+    attention, cache = tiny_attention("k2").eval(), KVCache(8)
+    attention(states(1, 5), cache)
+    monkeypatch.setattr(attention, "expand", lambda key: pytest.fail("expanded the whole cache for one token"))
+    attention(states(1, 1), cache)
+
+
+def test_angles_are_made_anew_for_positions_beyond_the_block():
+    attention = tiny_attention("k2", block_size=4)
+    short = attention.angles(3, torch.device("cpu")).clone()
+    long = attention.angles(40, torch.device("cpu"))
+    assert long.shape == (40, 2) and torch.equal(long[:3], short)
+    torch.testing.assert_close(long.double(), torch.arange(40.0).double()[:, None] * slow_frequencies(attention.config))
+
+
+# The largest logits
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 11, 256])
+def test_the_largest_logits_equal_those_of_a_search_through_all(chunk, monkeypatch):
+    monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 11, 8, generator=generator) for _ in range(2))
+    expected = [
+        max(0.5 * q[b, h, i].dot(k[b, h, j]).item() for b in range(2) for i in range(11) for j in range(i + 1))
+        for h in range(3)
+    ]
+    torch.testing.assert_close(largest_logits(q, k, 0.5), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("chunk", [2, 256])
+def test_a_huge_logit_in_the_future_does_not_count(chunk, monkeypatch):
+    monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+    q, k = torch.ones(1, 1, 6, 4), torch.ones(1, 1, 6, 4)
+    q[..., 2, :] = 100
+    k[..., 3, :] = 100
+    q[..., 3:, :] = -1  # the huge key is met by these alone
+    assert largest_logits(q, k, 1.0).tolist() == [400.0]
+
+
+def test_the_largest_logits_have_a_sign():
+    q = torch.ones(1, 2, 3, 4)
+    assert largest_logits(q, -q, 1.0).tolist() == [-4.0, -4.0]
+
+
+def test_the_largest_logits_are_in_fp32_whatever_the_number_format():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 11, 8, generator=generator).bfloat16() for _ in range(2))
+    expected = largest_logits(q.float(), k.float(), 0.3)
+    assert torch.equal(largest_logits(q, k, 0.3), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(largest_logits(q.float(), k.float(), 0.3), expected)
+
+
+def test_the_logits_of_all_queries_never_exist_at_once(monkeypatch):
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            Sizes.largest = max([Sizes.largest, *(t.numel() for t in [result] if isinstance(t, torch.Tensor))])
+            return result
+
+    monkeypatch.setattr(attention_module, "QUERY_CHUNK", 8)
+    q = states(1, 64, 4)[None]
+    with Sizes():
+        largest_logits(q, q, 1.0)
+    assert Sizes.largest <= 8 * 64
+
+
+@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
+def test_training_records_the_largest_logit_of_each_head(architecture, changes):
+    attention, x = tiny_attention(architecture, **changes), states(3, 9)
+    attention(x)
+    assert attention.max_logits.shape == (4,) and not attention.max_logits.requires_grad
+    torch.testing.assert_close(attention.max_logits.double(), maxima(slow(attention, x)[1]), atol=1e-4, rtol=1e-5)
+
+
+@every_architecture
+def test_neither_evaluation_nor_generation_records_logits(architecture):
+    attention = tiny_attention(architecture)
+    attention(0.1 * states(1, 4))
+    recorded = attention.max_logits.clone()
+    attention.eval()(10 * states(1, 4))
+    attention.train()(10 * states(1, 4), KVCache(4))
+    assert torch.equal(attention.max_logits, recorded)
+
+
+@every_architecture
+@pytest.mark.parametrize("end", [lambda a: a.qk_clip_(math.inf), lambda a: a.end_step_()], ids=["clip", "end"])
+def test_the_maximum_runs_over_the_micro_batches_of_a_step(architecture, end):
+    attention = tiny_attention(architecture)
+    parts, alone = states(6, 9).split(2), []
+    for part in parts:
+        attention(part)
+        alone.append(attention.max_logits.clone())
+        torch.testing.assert_close(alone[-1].double(), maxima(slow(attention, part)[1]), atol=1e-4, rtol=1e-5)
+        end(attention)
+        assert torch.equal(attention.max_logits, alone[-1])  # still there to be shown
+    for part in parts:
+        attention(part)
+    together = torch.stack(alone).amax(0)
+    assert torch.equal(attention.max_logits, together) and not torch.equal(together, alone[-1])
+
+
+# QK-Clip
+
+
+def check_clip(attention, x):
+    """What QK-Clip promises, of one layer and the input that its logits come from."""
+    original = copy.deepcopy(attention)
+    _, old = slow(attention, x)
+    largest = maxima(old)
+    tau = largest.sort().values[1:3].mean().item()  # two heads of the four are beyond it
+    gamma = (tau / largest).clamp(max=1.0)
+    clipped = gamma < 1
+    assert clipped.sum() == 2, "the test needs healthy heads and others"
+    attention.train()(x)
+    attention.qk_clip_(tau)
+    new_output, new = slow(attention, x)
+    difference = (new - gamma[:, None, None] * old).abs().amax((0, 2, 3))
+    assert difference[~clipped].max() < 3e-5, "logits of healthy heads changed"
+    assert difference.max() < 3e-5, "logits are not gamma times what they were"
+    assert (maxima(new) - largest.clamp(max=tau)).abs().max() < 3e-5, "the maxima are not min(S, tau)"
+    expected, _ = slow(original, x, gamma)
+    assert (new_output - expected).abs().max() < 1e-4, "outputs are not those of the scaled logits"
+    for name, before in original.named_parameters():
+        after = attention.get_parameter(name)
+        if name in ("w_q.weight", "w_k.weight", "w_q_up.weight", "w_kv_up.weight"):
+            before, after = (w.unflatten(0, (4, -1)) for w in (before, after))
+            assert torch.equal(before[~clipped], after[~clipped]), f"{name} of a healthy head changed"
+            assert not torch.equal(before[clipped], after[clipped]), f"{name} did not change"
+            if name == "w_kv_up.weight":
+                assert torch.equal(before[:, 8:], after[:, 8:]), "value rows changed"
+        else:
+            assert torch.equal(before, after), f"{name} changed"
+    once = {name: p.clone() for name, p in attention.named_parameters()}
+    attention(x)
+    attention.qk_clip_(tau)
+    for name, p in attention.named_parameters():
+        assert (p - once[name]).abs().max() < 1e-6, "a second clip is not a no-op"
+
+
+@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_qk_clip_scales_every_logit_of_a_head_beyond_tau_and_nothing_else(architecture, changes, seed):
+    check_clip(tiny_attention(architecture, std=0.6, seed=seed, **changes), states(2, 9))
+
+
+@every_architecture
+def test_qk_clip_takes_half_of_gamma_from_either_side(architecture):
+    attention, x = tiny_attention(architecture, std=0.6), states(2, 9)
+    before = copy.deepcopy(attention)
+    attention(x)
+    tau = attention.max_logits.min().item() / 4
+    gamma = (tau / attention.max_logits)[:, None, None]
+    attention.qk_clip_(tau)
+    half = [(0, 8, 0.5)]
+    for name, rows in {"w_q": half, "w_k": half, "w_q_up": [*half, (8, 12, 1.0)], "w_kv_up": half}.items():
+        if hasattr(attention, name):
+            old, new = (getattr(a, name).weight.unflatten(0, (4, -1)) for a in (before, attention))
+            for start, end, power in rows:
+                torch.testing.assert_close(new[:, start:end], old[:, start:end] * gamma**power)
+
+
+@every_architecture
+def test_heads_within_tau_keep_every_bit(architecture):
+    attention, x = tiny_attention(architecture), states(2, 9)
+    before = copy.deepcopy(attention.state_dict())
+    attention(x)
+    for tau in (math.inf, attention.max_logits.max().item()):
+        attention.qk_clip_(tau)
+        attention(x)
+    attention.qk_clip_(attention.max_logits.max().item() + 1)
+    assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
+
+
+@every_architecture
+def test_without_a_training_forward_there_is_nothing_to_clip(architecture):
+    attention, x = tiny_attention(architecture), states(2, 9)
+    before = copy.deepcopy(attention.state_dict())
+    attention.qk_clip_(1e-3)
+    attention(x)
+    attention.end_step_()
+    attention.qk_clip_(1e-3)  # the step whose logits these are is over
+    assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
+
+
+@every_architecture
+def test_negative_logits_are_never_clipped(architecture):
+    attention = tiny_attention(architecture)
+    attention(states(1, 4))
+    attention.max_logits = -attention.max_logits.abs() - 1
+    before = copy.deepcopy(attention.state_dict())
+    attention.qk_clip_(0.5)
+    assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
+
+
+def parts_of(attention):
+    """Views of latent attention's weights by head: q_n, q_r, k_n, v, and the rows of the shared rope key."""
+    q_n, q_r = attention.w_q_up.weight.unflatten(0, (4, -1)).split((8, 4), dim=1)
+    k_n, v = attention.w_kv_up.weight.unflatten(0, (4, -1)).split((8, 6), dim=1)
+    return q_n, q_r, k_n, v, attention.w_kv_down.weight[12:]
+
+
+def must_fail(wrong, message):
+    x = states(2, 9)
+    check_clip(tiny_attention("k2", std=0.6), x)  # the right one passes with the same weights and input
+    with pytest.raises(AssertionError, match=message):
+        check_clip(tiny_attention("k2", wrong, std=0.6), x)
+
+
+def test_clipping_the_shared_rope_key_is_found_out():
+    """Mistake 9 of public re-implementations: the rope key is scaled too, but every head looks at it."""
+
+    class ClipsTheSharedKey(MultiHeadLatentAttention):
+        def _scale_logits_(self, gamma):
+            q_n, q_r, k_n, _, shared = parts_of(self)
+            for part in (q_n, q_r, k_n):
+                part.mul_(gamma.sqrt())
+            shared.mul_(gamma.sqrt().prod())
+
+    must_fail(ClipsTheSharedKey, "logits of healthy heads changed")
+
+
+def test_half_of_gamma_on_the_rope_query_is_found_out():
+    """Mistake 10 of public re-implementations: sqrt(gamma) for the rope query, whose key nobody may scale."""
+
+    class ScalesRopeByHalf(MultiHeadLatentAttention):
+        def _scale_logits_(self, gamma):
+            for part in parts_of(self)[:3]:
+                part.mul_(gamma.sqrt())
+
+    must_fail(ScalesRopeByHalf, "logits are not gamma times")
+
+
+def test_one_scalar_for_all_heads_is_found_out():
+    """Mistake 11 of public re-implementations: the largest logit of all heads decides for every head."""
+
+    class OneForAll(MultiHeadLatentAttention):
+        def _scale_logits_(self, gamma):
+            super()._scale_logits_(gamma.min().expand_as(gamma))
+
+    must_fail(OneForAll, "logits of healthy heads changed")
+
+
+def test_logits_without_the_softmax_scale_are_found_out():
+    """Mistake 12 of public re-implementations: q.k measured before its scale, so heads are clipped from the start."""
+
+    class ForgetsTheScale(MultiHeadLatentAttention):
+        def _record(self, q, k, scale):
+            super()._record(q, k, 1.0)
+
+    must_fail(ForgetsTheScale, "logits of healthy heads changed")
+
+
+def test_clipping_the_values_is_found_out():
+    """Mistake 14 of public re-implementations: a head's value rows are scaled with its key rows."""
+
+    class ScalesValues(MultiHeadLatentAttention):
+        def _scale_logits_(self, gamma):
+            super()._scale_logits_(gamma)
+            parts_of(self)[3].mul_(gamma.sqrt())
+
+    must_fail(ScalesValues, "outputs are not those of the scaled logits")
+
+
+@every_architecture
+def test_recording_changes_neither_output_nor_gradient(architecture):
+    """Mistake 13 of public re-implementations: logits clamped in the forward pass. Here it only watches."""
+    results = []
+    for training in (True, False):
+        attention, x = tiny_attention(architecture, std=0.6).train(training), states(2, 9).requires_grad_()
+        y = attention(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

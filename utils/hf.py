@@ -1,0 +1,316 @@
+"""A model as a folder that Hugging Face transformers reads, and back: nothing but JSON and safetensors.
+
+Kimi K2's published files have the layout of DeepSeek-V3 under the name `kimi_k2`. `export_hf` writes that layout with
+the type `deepseek_v3`, which transformers knows without foreign code:
+
+    export_hf(model, "runs/mine/hf")
+    transformers.pipeline("text-generation", model="runs/mine/hf")("Once upon a time")
+
+`import_hf` reads such a folder, and any other DeepSeek-V3 of a shape that this project has. The names of fields and
+tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints at huggingface.co/deepseek-ai.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from utils.checkpoint import write_atomically
+from utils.config import KimiConfig, from_dict
+from utils.model import Kimi
+from utils.tokenizer import EOS, SPECIALS, UNK, WordTokenizer
+
+CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Our field and its name there.
+FIELDS = dict(
+    vocab_size="vocab_size", block_size="max_position_embeddings", d_model="hidden_size", n_heads="num_attention_heads",
+    n_layers="num_hidden_layers", d_ff="moe_intermediate_size", n_experts="n_routed_experts",
+    top_k="num_experts_per_tok", q_lora_rank="q_lora_rank", kv_lora_rank="kv_lora_rank",
+    qk_nope_head_dim="qk_nope_head_dim", qk_rope_head_dim="qk_rope_head_dim", v_head_dim="v_head_dim",
+    first_k_dense="first_k_dense_replace", dense_ff="intermediate_size", n_shared_experts="n_shared_experts",
+    n_group="n_group", topk_group="topk_group", routed_scaling_factor="routed_scaling_factor", norm_eps="rms_norm_eps",
+)  # fmt: skip
+YARN = dict(
+    yarn_factor="factor", yarn_original="original_max_position_embeddings", yarn_beta_fast="beta_fast",
+    yarn_beta_slow="beta_slow",
+)  # fmt: skip
+# What a config.json without the field means to transformers.
+DEFAULTS = KimiConfig.deepseek_v3(block_size=4096, yarn_factor=1.0)
+# What this project computes in one way only. With YaRN, the two 1.0 give the softmax scale of `attention`.
+FIXED = dict(
+    hidden_act="silu", attention_bias=False, tie_word_embeddings=False, rope_interleave=True, norm_topk_prob=True,
+    scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1,
+)  # fmt: skip
+YARN_FIXED = dict(mscale=1.0, mscale_all_dim=1.0)
+OWN = "kimi_k2_from_scratch"  # a key for fields that transformers has no name for; it passes them over
+OWN_FIELDS = ("balance_coef", "bias_rate", "yarn_original", "yarn_beta_fast", "yarn_beta_slow")
+
+# Python's \w and \s in the words of Oniguruma, the regex library of tokenizers, whose own \w holds accents and lacks
+# fractions and whose \s lacks four separators.
+_WORD, _SPACE = r"\p{L}\p{N}_", r"\s\x{1c}-\x{1f}"
+_TOKEN = rf"[{_WORD}]+|[^{_WORD}{_SPACE}]"
+# Lowercase there goes letter by letter; Python has another sigma for the end of a word (Unicode, Final_Sigma).
+_LETTER, _PASSED_OVER = r"[\p{Cased}&&\P{Case_Ignorable}]", r"\p{Case_Ignorable}*"
+_LAST_SIGMA = f"(?<={_LETTER}{_PASSED_OVER})Σ(?!{_PASSED_OVER}{_LETTER})"
+_TAIL = r"(?=(?:s|t|m|d|re|ve|ll)(?: |\z))"
+_NEEDLESS_SPACE = "|".join([
+    r" (?=[,.!?;:…)\]}%”»])",
+    r"(?<=[(\[{$“‘«]) ",
+    rf"(?<=[{_WORD}]|{UNK}) (?=['’] {_TAIL})",  # it 's
+    rf"(?<=[{_WORD}] ['’]|{UNK} ['’]) {_TAIL}",  # it' s
+])  # fmt: skip
+
+
+def export_hf(model: Kimi, folder: str | Path) -> None:
+    """Write `model`, and its tokenizer if it has one, so that transformers' DeepseekV3ForCausalLM gives its logits.
+
+    The weights keep their dtype. With the tokenizer, `generate` there chooses the same tokens as `generate` here at
+    temperature 0 until the block is full: transformers then reads on beyond it. Text is split as our tokenizer does,
+    but for letters that Unicode got after the version that one of the two knows. It is decoded with fewer rules:
+    signs and contractions touch the word before them, while straight quotation marks and hyphens stand alone, nothing
+    gets a capital, and the text begins with a space. The words are the same.
+
+    Raises ValueError for a nano model, and for one expert or a lone surrogate in a word, which transformers cannot
+    have.
+    """
+    if model.config.architecture != "k2":
+        raise ValueError(f"the model is {model.config.architecture}: only k2 has a form in transformers")
+    if model.config.n_experts == 1:
+        raise ValueError("n_experts is 1, transformers needs 2 or more")
+    texts = {CONFIG: _config_json(model)}
+    if (tok := model.tokenizer) is not None:
+        texts[TOKENIZER] = _tokenizer_json(tok.words)
+        texts["tokenizer_config.json"] = dict(
+            tokenizer_class="PreTrainedTokenizerFast", unk_token=UNK, bos_token=EOS, eos_token=EOS, pad_token=EOS,
+            model_max_length=model.config.block_size, model_input_names=["input_ids", "attention_mask"],
+            padding_side="left", clean_up_tokenization_spaces=False,
+        )  # fmt: skip
+        # pad_token_id stands here and not in config.json, where it would keep <|endoftext|> from learning
+        texts["generation_config.json"] = dict(
+            bos_token_id=tok.eos_id, eos_token_id=tok.eos_id, pad_token_id=tok.eos_id, suppress_tokens=[tok.unk_id],
+            do_sample=False,
+        )  # fmt: skip
+    # all in memory before the first is written
+    files = {name: json.dumps(text, ensure_ascii=False, indent=2).encode() for name, text in texts.items()}
+    files[WEIGHTS] = save({name: t.cpu().contiguous() for name, t in _tensors(model).items()}, {"format": "pt"})
+    for name, content in files.items():
+        write_atomically(Path(folder) / name, lambda file, content=content: file.write(content))
+
+
+def import_hf(folder: str | Path) -> Kimi:
+    """The model in `folder`, ready to generate; fp32 whatever the dtype of the file, as all models begin here.
+
+    It knows its tokenizer if that is one of ours, else `model.tokenizer` is None. Second heads for later tokens
+    (num_nextn_predict_layers) are left out, as transformers does.
+
+    Raises FileNotFoundError where a file is missing, and ValueError for whatever this project cannot compute in the
+    same way: it names the field or tensor, its value and what is allowed.
+    """
+    folder = Path(folder)
+    state = _read_json(folder / CONFIG)
+    config = _read_config(state, folder / CONFIG)
+    weights = _read_weights(folder)
+    with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
+        wanted = _tensors(Kimi(config))
+    n_second = state.get("num_nextn_predict_layers", state.get("num_mtp_layers", 1))
+    second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(second)}
+    _check_tensors(weights, wanted, folder)
+    model = Kimi(config)
+    for name, tensor in _tensors(model).items():
+        tensor.copy_(weights[name])
+    model.tokenizer = _read_tokenizer(folder / TOKENIZER)
+    if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
+        raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
+    return model.eval()
+
+
+def _tensors(model: Kimi) -> dict[str, torch.Tensor]:
+    """Every tensor of a k2 model under its published name, as a view of the model's memory."""
+    named = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norm.weight,
+        "lm_head.weight": model.head.weight,
+    }
+    for i, block in enumerate(model.blocks):
+        layer, attention, ffn = f"model.layers.{i}", block.attention, block.ffn
+        for name, module in {
+            "input_layernorm": block.attention_norm,
+            "self_attn.q_a_proj": attention.w_q_down,
+            "self_attn.q_a_layernorm": attention.q_norm,
+            "self_attn.q_b_proj": attention.w_q_up,
+            "self_attn.kv_a_proj_with_mqa": attention.w_kv_down,
+            "self_attn.kv_a_layernorm": attention.kv_norm,
+            "self_attn.kv_b_proj": attention.w_kv_up,
+            "self_attn.o_proj": attention.w_o,
+            "post_attention_layernorm": block.ffn_norm,
+        }.items():
+            named[f"{layer}.{name}.weight"] = module.weight
+        if i < model.config.first_k_dense:
+            named |= _gated(f"{layer}.mlp", ffn.w_up, ffn.w_down)
+            continue
+        named[f"{layer}.mlp.gate.weight"] = ffn.router.gate.weight
+        named[f"{layer}.mlp.gate.e_score_correction_bias"] = ffn.router.expert_bias
+        for e, (w_up, w_down) in enumerate(zip(ffn.experts.w_up, ffn.experts.w_down, strict=True)):
+            named |= _gated(f"{layer}.mlp.experts.{e}", w_up, w_down)
+        # without a shared expert, transformers has one of width 0
+        none = ffn.router.gate.weight.new_empty(2, 0, model.config.d_model)
+        w_up, w_down = (none, none[0].T) if ffn.shared is None else (ffn.shared.w_up, ffn.shared.w_down)
+        named |= _gated(f"{layer}.mlp.shared_experts", w_up, w_down)
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def _gated(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> dict[str, torch.Tensor]:
+    """w_up (2, F, D), value then gate, and w_down (D, F); the published files call the value `up`."""
+    value, gate = w_up
+    return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}
+
+
+def _config_json(model: Kimi) -> dict:
+    config, tok = model.config, model.tokenizer
+    yarn = None
+    if config.yarn_factor != 1:
+        yarn = {"rope_type": "yarn"} | {theirs: getattr(config, ours) for ours, theirs in YARN.items()} | YARN_FIXED
+    return {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": MODEL_TYPES[0],
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "routed_scaling_factor": float(config.routed_scaling_factor),  # transformers takes no int for these two
+        "rms_norm_eps": float(config.norm_eps),
+        "num_key_value_heads": config.n_heads,
+        "num_nextn_predict_layers": 0,
+        **FIXED,
+        "rope_parameters": (yarn or {"rope_type": "default"}) | {"rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,  # this and the next are the same for transformers 4
+        "rope_scaling": yarn and yarn | {"type": "yarn"},
+        "bos_token_id": tok and tok.eos_id,  # a story begins where another ended
+        "eos_token_id": tok and tok.eos_id,
+        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+        OWN: {name: getattr(config, name) for name in OWN_FIELDS},
+    }
+
+
+def _read_config(state: dict, file: Path) -> KimiConfig:
+    """The config that `config.json` describes; raises ValueError for what this project does not have."""
+
+    def check(values: dict, name: str, default, *allowed) -> None:
+        value = values.get(name, default)
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r} in {file}, it must be {' or '.join(map(repr, allowed))}")
+
+    check(state, "model_type", None, *MODEL_TYPES)
+    check(state, "quantization_config", None, None)
+    for name, allowed in FIXED.items():
+        check(state, name, allowed, allowed)
+    values = {ours: state.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in FIELDS.items()}
+    check(state, "num_key_value_heads", DEFAULTS.n_heads, values["n_heads"], None)
+    rope = _part(state, "rope_scaling") or _part(state, "rope_parameters")
+    values["rope_theta"] = rope.get("rope_theta", state.get("rope_theta", DEFAULTS.rope_theta))
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    check(rope, "rope_type", None, "default", "yarn")
+    if rope["rope_type"] == "yarn":
+        for name, allowed in {**YARN_FIXED, "attention_factor": None}.items():
+            check(rope, name, None, allowed)
+        check(rope, "truncate", True, True)
+        rope.setdefault("original_max_position_embeddings", values["block_size"])
+        values |= {ours: rope.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in YARN.items()}
+    own = {"balance_coef": 0.0} | _part(state, OWN)
+    try:
+        return from_dict(KimiConfig, own | values | {"architecture": "k2", "dropout": 0.0})
+    except ValueError as error:
+        raise ValueError(f"{file} describes no model of this project: {error}") from error
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the one file, or of the shards that an index names."""
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        shards = _part(_read_json(folder / INDEX), "weight_map").values()
+        files = [folder / str(name) for name in sorted(set(shards))]
+    weights = {}
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        try:
+            weights |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file or is cut off ({error})") from error
+    return weights
+
+
+def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
+    for name, tensor in weights.items():
+        if name.endswith("weight_scale_inv"):
+            raise ValueError(f"{folder} has the tensor {name}: weights in fp8 must be converted to bf16 first")
+        if name not in wanted:
+            raise ValueError(f"{folder} has the tensor {name}, which a model with this config.json must not have")
+        shape, right = list(tensor.shape), list(wanted[name].shape)
+        if shape != right:
+            raise ValueError(f"{name} in {folder} has the shape {shape}, by config.json it must be {right}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} in {folder} is {tensor.dtype}, it must be {' or '.join(map(str, DTYPES))}")
+    for name in wanted:
+        if name not in weights:
+            raise ValueError(f"{folder} has no tensor {name}, by config.json it must have one")
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        state = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, it must be a JSON object")
+    return state
+
+
+def _part(state: dict, name: str) -> dict:
+    """A copy of the JSON object under `name`, empty where it is missing or null."""
+    value = state.get(name)
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name} is {value!r:.60}, it must be a JSON object")
+    return dict(value or {})
+
+
+def _tokenizer_json(words: list[str]) -> dict:
+    """The tokenizer in the form of the tokenizers library, in full, so that one written elsewhere is told apart."""
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+
+    def replace(regex: str, content: str) -> dict:
+        return {"type": "Replace", "pattern": {"Regex": regex}, "content": content}
+
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": word, **flags} for i, word in enumerate(SPECIALS)],
+        "normalizer": {"type": "Sequence", "normalizers": [replace(_LAST_SIGMA, "ς"), {"type": "Lowercase"}]},
+        # what is not a token is removed
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": _TOKEN}, "behavior": "Removed", "invert": True},
+        "post_processor": None,
+        # each token begins with a space, the first too: pipelines put the text behind the prompt
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [replace(r"\A", " "), {"type": "Fuse"}, replace(_NEEDLESS_SPACE, "")],
+        },
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": UNK},
+    }
+
+
+def _read_tokenizer(file: Path) -> WordTokenizer | None:
+    """The tokenizer that `export_hf` wrote to `file`, None where there is none or another one."""
+    model = _part(_read_json(file), "model") if file.is_file() else {}
+    if model.get("type") != "WordLevel":
+        return None
+    vocab = _part(model, "vocab")
+    words = sorted(vocab, key=vocab.get)
+    return WordTokenizer(words) if _read_json(file) == _tokenizer_json(words) else None
