@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.__main__ import build_parser, main
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, load_model
 from utils.config import PRESETS, KimiConfig, Preset, TrainConfig
 from utils.generation import Sampling
+from utils.hf import import_hf
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
@@ -85,6 +87,17 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"sequences: \d",
     ):
         assert re.search(figure, out), figure
+
+
+def test_export_writes_what_import_reads(run, tmp_path, capsys):
+    assert main(["export", "--run", str(run), "--to", str(tmp_path / "hf")]) == 0
+    assert f"from_pretrained('{tmp_path / 'hf'}')" in capsys.readouterr().out
+    ours, theirs = load_model(run)[0], import_hf(tmp_path / "hf")
+    assert ours.config == theirs.config and ours.tokenizer.words == theirs.tokenizer.words
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    main(["train", "--preset", "smoke", "--model", "nano", "--run", str(tmp_path / "nano")])
+    message = error_of(capsys, "export", "--run", tmp_path / "nano", "--to", tmp_path / "x")
+    assert "the model is nano: only k2" in message
 
 
 def test_only_built_in_stories_are_judged(tmp_path, capsys):

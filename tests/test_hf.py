@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+import tokenizers
+import transformers
 
-from tests.helpers import random_tokens, tiny_model  # noqa: E402
-from utils.config import KimiConfig  # noqa: E402
-from utils.generation import Sampling, generate, sample  # noqa: E402
-from utils.hf import DEFAULTS, FIELDS, FIXED, export_hf, import_hf  # noqa: E402
-from utils.model import Kimi, count_parameters  # noqa: E402
-from utils.stories import load_stories  # noqa: E402
-from utils.tokenizer import WordTokenizer  # noqa: E402
+from tests.helpers import random_tokens, tiny_model
+from utils.config import KimiConfig
+from utils.generation import Sampling, generate, sample
+from utils.hf import DEFAULTS, FIELDS, FIXED, export_hf, import_hf
+from utils.model import Kimi, count_parameters
+from utils.stories import load_stories
+from utils.tokenizer import WordTokenizer
 
 transformers.utils.logging.disable_progress_bar()
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # experts of width 0 over there
