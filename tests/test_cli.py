@@ -25,7 +25,7 @@ def quick(monkeypatch):
     training = TrainConfig(steps=6, batch_size=2, block_size=32, eval_interval=3, eval_batches=1, number_format="fp32")
     shapes = {
         "nano": dict(block_size=32, d_model=16, n_heads=4, n_layers=1, d_ff=16, dropout=0.0),
-        "k2": dict(block_size=32, d_model=16, n_heads=2, n_layers=2, d_ff=16, dense_ff=16, n_experts=4),
+        "k2": dict(block_size=32, d_model=16, n_heads=2, n_layers=2, d_ff=16, dense_ff=16, n_experts=4, top_k=2),
     }
     for architecture, model in shapes.items():
         preset = Preset(stories=40, min_count=1, model=model, training=training)

@@ -106,7 +106,7 @@ def test_a_small_k2_keeps_the_shape_of_the_large_one():
     small, large = KimiConfig.k2_mini(100), KimiConfig.k2()
     assert small.architecture == "k2" and KimiConfig.small("k2", 100) == small
     assert KimiConfig.small("nano", 100) == KimiConfig.nano(100)
-    for width in ("d_model", "q_lora_rank", "dense_ff"):
+    for width in ("d_model", "q_lora_rank", "kv_lora_rank", "d_ff", "dense_ff"):
         assert getattr(large, width) == 32 * getattr(small, width)
     # a dense layer computes as much as the chosen experts and the shared one
     for config in (small, large):

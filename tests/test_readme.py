@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -35,8 +37,9 @@ def test_arrows_point_one_way_only():
         left = {name: needed for name, needed in left.items() if name not in ready}
 
 
-def test_every_fault_of_the_original_notebook_has_its_test():
-    table = README.partition("## The original notebook")[2].partition("\n## ")[0]
+@pytest.mark.parametrize("section, count", [("The original notebook", 11), ("Mistakes of public re-impl", 22)])
+def test_every_fault_has_its_test(section, count):
+    table = README.partition(f"\n## {section}")[2].partition("\n## ")[0]
     stated = set(re.findall(r"`(test_\w+)`", table))
     written = {
         node.name
@@ -44,7 +47,7 @@ def test_every_fault_of_the_original_notebook_has_its_test():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    assert len(stated) == 11 and stated <= written
+    assert len(stated) == count and stated <= written
 
 
 def test_links_inside_the_project_lead_somewhere():

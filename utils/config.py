@@ -129,13 +129,24 @@ class KimiConfig:
 
     @classmethod
     def k2_mini(cls, vocab_size: int, **changes) -> KimiConfig:
-        """Kimi K2 at 1/32 of its width; `changes` override single fields.
-        MINI
+        """Kimi K2 at 1/32 of its widths; `changes` override single fields.
+
+        | field | here | Kimi K2 | |
+        |---|---|---|---|
+        | d_model, q_lora_rank, kv_lora_rank | 224, 48, 16 | 7168, 1536, 512 | 1/32 each |
+        | d_ff, dense_ff | 64, 576 | 2048, 18432 | 1/32: one dense layer = 8 chosen experts and the shared one |
+        | heads' values together | 8 x 32 = 256 | 64 x 128 = 8192 | 1/32: 8/7 of d_model |
+        | qk_nope, qk_rope, v_head_dim | 32, 16, 32 | 128, 64, 128 | 1/4, so 2 : 1 : 2 as there |
+        | n_heads, n_layers | 8, 4 | 64, 61 | 1/8, 1/15 |
+        | n_experts of which top_k | 8 of 32 | 8 of 384 | sparsity 4 where Kimi K2 has 48 |
+        | bias_rate | 0.01 | not published | a short run has few steps to balance in |
+
+        What is not here is as published, but for YaRN: the model is trained at its full context.
         """
         small = dict(
-            block_size=256, d_model=224, n_heads=8, n_layers=4, q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=32,
-            qk_rope_head_dim=16, v_head_dim=32, dense_ff=576, d_ff=192, n_experts=8, top_k=2, bias_rate=0.01,
-            rope_theta=10_000.0, balance_coef=0.0, dropout=0.0,
+            block_size=256, d_model=224, n_heads=8, n_layers=4, q_lora_rank=48, kv_lora_rank=16, qk_nope_head_dim=32,
+            qk_rope_head_dim=16, v_head_dim=32, dense_ff=576, d_ff=64, n_experts=32, top_k=8, bias_rate=0.01,
+            balance_coef=0.0, dropout=0.0,
         )  # fmt: skip
         return cls(vocab_size, "k2", **{**small, **changes})
 
@@ -171,9 +182,9 @@ class TrainConfig:
     batch_size: int = _field(32, "windows of tokens in one forward pass")
     block_size: int = _field(256, "T: tokens in one window, at most the model's")
     accumulation: int = _field(1, "forward passes whose gradients make one step")
-    lr: float = _field(6e-4, "peak learning rate")
-    warmup: float = _field(0.05, "share of the steps, the first, in which the rate rises from zero")
-    decay: float = _field(0.95, "share of the steps, the last, in which the rate falls along a cosine")
+    lr: float = _field(2e-3, "peak learning rate")
+    warmup: float = _field(0.02, "share of the steps, the first, in which the rate rises from zero")
+    decay: float = _field(0.5, "share of the steps, the last, in which the rate falls along a cosine")
     final_lr: float = _field(0.1, "rate at the end of the cosine, as a share of the peak")
     optimizer: str = _field("muonclip", "muonclip or adamw")
     tau: float = _field(100.0, "largest head logit that QK-Clip of muonclip lets stand, inf switches it off")
@@ -213,6 +224,7 @@ class Preset:
     training: TrainConfig
 
 
+ADAMW = dict(optimizer="adamw", warmup=0.05, decay=0.95)  # how nano was trained before there was MuonClip
 NANO = {
     # Seconds on any machine: the tests and a first look.
     "smoke": Preset(
@@ -220,7 +232,7 @@ NANO = {
         min_count=1,
         model=dict(block_size=64, d_model=64, n_heads=4, n_layers=2, d_ff=128, dropout=0.0),
         training=TrainConfig(
-            steps=100, batch_size=8, block_size=64, lr=3e-3, optimizer="adamw", eval_interval=50, eval_batches=2
+            steps=100, batch_size=8, block_size=64, lr=3e-3, eval_interval=50, eval_batches=2, **ADAMW
         ),
     ),
     # Minutes on two CPU cores: the main job of the README.
@@ -228,10 +240,10 @@ NANO = {
         stories=20_000,
         min_count=3,
         model=dict(block_size=128, d_model=256, n_heads=4, n_layers=2, d_ff=256, dropout=0.0),
-        training=TrainConfig(steps=2500, batch_size=8, block_size=128, lr=2e-3, optimizer="adamw"),
+        training=TrainConfig(steps=2500, batch_size=8, block_size=128, lr=2e-3, **ADAMW),
     ),
     # The published size, for a Colab GPU.
-    "colab": Preset(stories=100_000, min_count=3, model={}, training=TrainConfig(optimizer="adamw")),
+    "colab": Preset(stories=100_000, min_count=3, model={}, training=TrainConfig(lr=6e-4, **ADAMW)),
 }
 
 K2 = {
@@ -240,23 +252,28 @@ K2 = {
         min_count=1,
         model=dict(
             block_size=64, d_model=64, n_heads=4, n_layers=2, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16,
-            qk_rope_head_dim=8, v_head_dim=16, dense_ff=192, d_ff=64, n_experts=4,
+            qk_rope_head_dim=8, v_head_dim=16, dense_ff=192, d_ff=64, n_experts=4, top_k=2,
         ),
         training=TrainConfig(
-            steps=100, batch_size=8, block_size=64, lr=1e-2, warmup=0.02, decay=0.5, eval_interval=50, eval_batches=2
+            steps=100, batch_size=8, block_size=64, lr=1e-2, eval_interval=50, eval_batches=2
         ),
     ),
+    # A CPU pays for every expert: few and wide ones, as many active parameters as in k2_mini.
     "laptop": Preset(
         stories=20_000,
         min_count=3,
-        model=dict(block_size=128, n_layers=2),
-        training=TrainConfig(steps=1000, batch_size=16, block_size=128, lr=5e-3, warmup=0.02, decay=0.5),
+        model=dict(block_size=128, n_layers=2, kv_lora_rank=32, d_ff=192, n_experts=8, top_k=2),
+        training=TrainConfig(steps=1000, batch_size=16, block_size=128, lr=4e-3),
     ),
+    # Kimi K2 at 1/16 of its widths, for a Colab GPU.
     "colab": Preset(
         stories=100_000,
         min_count=3,
-        model=dict(),
-        training=TrainConfig(lr=2e-3, warmup=0.02, decay=0.5),
+        model=dict(
+            d_model=448, n_heads=16, n_layers=6, q_lora_rank=96, kv_lora_rank=32, dense_ff=1152, d_ff=384, n_experts=8,
+            top_k=2,
+        ),
+        training=TrainConfig(),
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from utils.config import KimiConfig, TrainConfig
+from utils.config import PRESETS, KimiConfig, TrainConfig
 from utils.data import TokenData, split_stories
 from utils.evaluate import validation_loss
 from utils.model import Kimi, count_parameters
@@ -32,7 +32,7 @@ from utils.training import History, train
 
 SHAPES = {  # the same active parameters within 1 %
     "nano": dict(block_size=128, d_model=224, n_heads=8, n_layers=2, d_ff=216, dropout=0.0),
-    "k2": dict(block_size=128, n_layers=2),
+    "k2": PRESETS["k2"]["laptop"].model,
 }
 RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muonclip": (2.5e-3, 5e-3, 1e-2)}  # continued beyond an end that is best
 
@@ -63,7 +63,7 @@ class Plan:
     validations: int  # in one run
 
 
-PLANS = {"full": Plan(1000, 300, (0, 1), 40), "quick": Plan(120, 40, (0,), 12)}
+PLANS = {"full": Plan(800, 300, (0, 1), 32), "quick": Plan(120, 40, (0,), 12)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def run(one: Contestant, stories: Stories, steps: int, lr: float, seed: int, val
     model = Kimi(KimiConfig.small(one.architecture, stories.vocab_size, **SHAPES[one.architecture]), seed=seed)
     config = TrainConfig(
         steps=steps, batch_size=16, block_size=128, lr=lr, optimizer=one.optimizer, tau=one.tau, warmup=0.02,
-        decay=0.5, eval_interval=max(1, steps // validations), eval_batches=16, seed=seed,
+        decay=0.5, eval_interval=max(1, steps // validations), eval_batches=8, seed=seed,
     )  # fmt: skip
     return model, train(model, stories.data, config)
 
