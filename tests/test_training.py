@@ -253,7 +253,7 @@ def test_a_checkpoint_never_executes_what_it_contains(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    torch.save({"format": "kimi-k2-from-scratch checkpoint 1", "model": Evil()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": "kimi-k2-from-scratch checkpoint 2", "model": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="is not a checkpoint"):
         load_model(tmp_path)
     assert not (tmp_path / "executed").exists()

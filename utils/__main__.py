@@ -43,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 def train_command(args: argparse.Namespace) -> int:
     """Load stories, train (or continue), tell a story."""
     started = time.monotonic()
-    preset = args.preset or ("colab" if torch.cuda.is_available() else "laptop")
-    folder = Path(args.run or f"runs/{preset if args.model != 'nano' else f'nano-{preset}'}")
+    preset, architecture = args.preset or ("colab" if torch.cuda.is_available() else "laptop"), args.model or "k2"
+    folder = Path(args.run or (f"runs/{preset}" if architecture == "k2" else f"runs/{architecture}-{preset}"))
     refuse_other_run(folder, args.resume, args.overwrite)
-    recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(preset, args)
+    recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
     config = from_dict(TrainConfig, recipe["training"])
     # an impossible model is told before the stories are loaded
     KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
@@ -112,10 +112,9 @@ def export_command(args: argparse.Namespace) -> int:
 # What a run is made of: its recipe
 
 
-def _new_recipe(preset_name: str, args: argparse.Namespace) -> dict:
+def _new_recipe(architecture: str, preset_name: str, args: argparse.Namespace) -> dict:
     """Preset and options as one plain dict."""
-    architecture, given = args.model or "k2", _given(args)
-    preset = PRESETS[architecture][preset_name]
+    preset, given = PRESETS[architecture][preset_name], _given(args)
     training = replace(preset.training, **{k: v for k, v in given.items() if k in _names(TrainConfig)})
     return {
         "architecture": architecture,

@@ -20,7 +20,7 @@ from utils.model import Kimi
 from utils.tokenizer import WordTokenizer
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = "kimi-k2-from-scratch checkpoint 1"
+FORMAT = "kimi-k2-from-scratch checkpoint 2"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
