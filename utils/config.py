@@ -263,7 +263,7 @@ K2 = {
         stories=20_000,
         min_count=3,
         model=dict(block_size=128, n_layers=2, kv_lora_rank=32, d_ff=192, n_experts=8, top_k=2),
-        training=TrainConfig(steps=1000, batch_size=16, block_size=128, lr=4e-3),
+        training=TrainConfig(steps=1250, batch_size=16, block_size=128, lr=4e-3),
     ),
     # Kimi K2 at 1/16 of its widths, for a Colab GPU.
     "colab": Preset(
