@@ -394,6 +394,13 @@ def test_tables_and_norms_are_adamws_and_every_other_matrix_is_muons(architectur
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(names)
 
 
+def test_only_a_module_called_head_is_a_head():
+    outer = torch.nn.ModuleDict({"model": tiny_k2_model(), "multihead": torch.nn.MultiheadAttention(8, 2)})
+    listed = {id(p) for p in muon_parameters(outer)[0]}
+    assert id(outer["multihead"].in_proj_weight) in listed and id(outer["multihead"].out_proj.weight) in listed
+    assert id(outer["model"].head.weight) not in listed and id(outer["model"].embedding.weight) not in listed
+
+
 def test_frozen_weights_are_in_no_group():
     model = tiny_k2_model()
     model.head.requires_grad_(False)

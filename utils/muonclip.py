@@ -156,7 +156,10 @@ def _muon_update_(params: list[torch.Tensor], states: dict, group: dict, dtype: 
 
 def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices for Muon, all else for AdamW): embeddings, the module called `head` and vectors are not for Muon."""
-    tables = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith("head")}
+    tables = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "head":
+            tables |= {id(p) for p in module.parameters()}
     params = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in params if p.ndim > 1 and id(p) not in tables]
     chosen = {id(p) for p in matrices}
