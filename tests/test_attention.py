@@ -8,18 +8,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import TINY_CONFIGS, every_architecture, tiny_config, tiny_k2_config, tiny_k2_model
-from utils import attention as attention_module
+from utils import sdpa
 from utils.attention import (
     KVCache,
     MultiHeadAttention,
     MultiHeadLatentAttention,
-    causal_mask,
-    largest_logits,
     rope,
     rotary_frequencies,
 )
 from utils.config import KimiConfig
 from utils.model import Kimi
+from utils.sdpa import causal_mask, largest_logits
 
 ATTENTION = {"nano": MultiHeadAttention, "k2": MultiHeadLatentAttention}
 YARN = dict(yarn_factor=4.0, yarn_original=8, yarn_beta_fast=2.0, yarn_beta_slow=0.1, qk_rope_head_dim=8)
@@ -347,7 +346,7 @@ def test_angles_are_made_anew_for_positions_beyond_the_block():
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 11, 256])
 def test_the_largest_logits_equal_those_of_a_search_through_all(chunk, monkeypatch):
-    monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 3, 11, 8, generator=generator) for _ in range(2))
     expected = [
@@ -359,7 +358,7 @@ def test_the_largest_logits_equal_those_of_a_search_through_all(chunk, monkeypat
 
 @pytest.mark.parametrize("chunk", [2, 256])
 def test_a_huge_logit_in_the_future_does_not_count(chunk, monkeypatch):
-    monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
     q, k = torch.ones(1, 1, 6, 4), torch.ones(1, 1, 6, 4)
     q[..., 2, :] = 100
     k[..., 3, :] = 100
@@ -372,13 +371,16 @@ def test_the_largest_logits_have_a_sign():
     assert largest_logits(q, -q, 1.0).tolist() == [-4.0, -4.0]
 
 
-def test_the_largest_logits_are_in_fp32_whatever_the_number_format():
+def test_the_largest_logits_are_those_that_the_number_format_has():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 3, 11, 8, generator=generator).bfloat16() for _ in range(2))
-    expected = largest_logits(q.float(), k.float(), 0.3)
-    assert torch.equal(largest_logits(q, k, 0.3), expected)
+    exact = largest_logits(q.float(), k.float(), 0.25)
+    rounded = largest_logits(q, k, 0.25)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0, rtol=2**-8)
+    assert torch.equal(rounded, rounded.bfloat16().float())  # the very inputs of the softmax
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(largest_logits(q.float(), k.float(), 0.3), expected)
+        assert torch.equal(largest_logits(q.float(), k.float(), 0.25), exact)
 
 
 def test_the_logits_of_all_queries_never_exist_at_once(monkeypatch):
@@ -390,7 +392,7 @@ def test_the_logits_of_all_queries_never_exist_at_once(monkeypatch):
             Sizes.largest = max([Sizes.largest, *(t.numel() for t in [result] if isinstance(t, torch.Tensor))])
             return result
 
-    monkeypatch.setattr(attention_module, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(sdpa, "QUERY_CHUNK", 8)
     q = states(1, 64, 4)[None]
     with Sizes():
         largest_logits(q, q, 1.0)
@@ -577,8 +579,8 @@ def test_logits_without_the_softmax_scale_are_found_out():
     """Mistake 12 of public re-implementations: q.k measured before its scale, so heads are clipped from the start."""
 
     class ForgetsTheScale(MultiHeadLatentAttention):
-        def _record(self, q, k, scale):
-            super()._record(q, k, 1.0)
+        def _record(self, largest):
+            super()._record(largest / self.scale)
 
     must_fail(ForgetsTheScale, "logits of healthy heads changed")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from utils.checkpoint import load_checkpoint, load_model
-from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
+from utils.config import NUMBER_FORMATS, PRESETS, KimiConfig, TrainConfig, from_dict
 from utils.data import TokenData, split_stories
 from utils.device import pick_device
 from utils.evaluate import evaluate
@@ -77,7 +77,9 @@ def generate_command(args: argparse.Namespace) -> int:
     """Tell one story, word by word."""
     model, _ = load_model(args.run, pick_device())
     settings = {f.name: getattr(args, f.name) for f in fields(Sampling)}
-    for piece in stream(model, args.prompt, args.max_new_tokens, seed=args.seed, **settings):
+    for piece in stream(
+        model, args.prompt, args.max_new_tokens, seed=args.seed, number_format=args.number_format, **settings
+    ):
         print(piece, end="", flush=True)
     print()
     return 0
@@ -229,6 +231,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
     parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
+    parser.add_argument("--number-format", choices=NUMBER_FORMATS, default="auto", help="that of the matmuls")
     texts = {
         "temperature": (float, "0 takes the likeliest word, 1 the model's own probabilities"),
         "top_k": (int, "keep the k likeliest words; none: all"),

@@ -16,8 +16,7 @@ from torch import nn
 
 from utils.config import KimiConfig
 from utils.norm import RMSNorm
-
-QUERY_CHUNK = 256  # queries whose logits exist at once when the largest is looked for
+from utils.sdpa import attend, attend_and_measure, causal_softmax
 
 
 class KVCache:
@@ -43,43 +42,6 @@ class KVCache:
         return [buffer[..., :end, :] for buffer in self.buffers]
 
 
-def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> torch.Tensor:
-    """(T, S) bool, True where a query may look. The queries are the last T of the S positions."""
-    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
-    return ones.tril(diagonal=n_keys - n_queries)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Fused causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> (B, H, T, d_v)."""
-    n_queries, n_keys = q.shape[-2], k.shape[-2]
-    whole = n_queries == n_keys
-    mask = None if whole or n_queries == 1 else causal_mask(n_queries, n_keys, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scale)
-
-
-def causal_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32."""
-    mask = causal_mask(*logits.shape[-2:], logits.device)
-    return logits.float().masked_fill(~mask, -math.inf).softmax(dim=-1)
-
-
-@torch.no_grad()
-def largest_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """Largest input of each head's softmax over the batch and all allowed pairs: (B, H, T, d) twice -> (H,), in fp32.
-
-    Fused attention does not tell it, so the logits are made again, a chunk of queries at a time.
-    """
-    largest = torch.full((q.shape[1],), -math.inf, device=q.device)
-    with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, q.shape[-2], QUERY_CHUNK):
-            rows = q[..., start : start + QUERY_CHUNK, :].float()  # (B, H, t, d)
-            end = start + rows.shape[-2]
-            logits = rows @ k[..., :end, :].float().transpose(-2, -1)  # (B, H, t, end)
-            logits = logits.masked_fill_(~causal_mask(rows.shape[-2], end, q.device), -math.inf)
-            largest = torch.maximum(largest, logits.amax(dim=(0, 2, 3)))
-    return largest * scale
-
-
 class _ClippedAttention(nn.Module):
     """Keeps each head's largest logit over the forwards of one training step, and rescales the heads beyond tau."""
 
@@ -89,9 +51,16 @@ class _ClippedAttention(nn.Module):
         self.max_logits = torch.full((n_heads,), -math.inf)  # (H,) of the last training step
         self._step_is_over = True
 
-    def _record(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> None:
-        """Note the largest logits of a training forward; those of a step's micro-batches add up to one maximum."""
-        largest = largest_logits(q, k, scale)  # (H,)
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cached: bool) -> torch.Tensor:
+        """The heads' mixtures (B, H, T, v); in training with a note of each head's largest logit."""
+        if cached or not self.training:
+            return attend(q, k, v, self.scale)
+        mixed, largest = attend_and_measure(q, k, v, self.scale)
+        self._record(largest)
+        return mixed
+
+    def _record(self, largest: torch.Tensor) -> None:
+        """The largest logits (H,) of a training forward; those of a step's micro-batches make one maximum."""
         self.max_logits = largest if self._step_is_over else torch.maximum(self.max_logits, largest)
         self._step_is_over = False
 
@@ -140,12 +109,10 @@ class MultiHeadAttention(_ClippedAttention):
         q, k, v = (self._split(w(x)) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, d) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, d)
-        elif self.training:
-            self._record(q, k, self.scale)
         if return_weights:
             weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
             return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(attend(q, k, v, self.scale))
+        return self._merge(self._attend(q, k, v, cache is not None))
 
     def _scale_logits_(self, gamma: torch.Tensor) -> None:
         for weight in (self.w_q.weight, self.w_k.weight):
@@ -179,10 +146,9 @@ def rope(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     x (..., T, R), angles (T, R/2) -> (..., T, R). The product of a turned query and a turned key depends on the
     distance of their positions alone.
     """
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (..., T, R/2) each
-    cos, sin = angles.cos(), angles.sin()
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)  # (..., T, R/2, 2)
-    return turned.flatten(-2).type_as(x)
+    turns = torch.polar(torch.ones_like(angles), angles)  # (T, R/2) complex: e^(i angle)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (..., T, R/2): 2i is real, 2i + 1 imaginary
+    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
 
 
 class MultiHeadLatentAttention(_ClippedAttention):
@@ -228,12 +194,10 @@ class MultiHeadLatentAttention(_ClippedAttention):
                 return self._merge(self.absorbed(q_n, q_r, key))
         q = torch.cat([q_n, q_r], dim=-1)  # (B, H, T, n + R)
         k, v = self.expand(key)  # (B, H, S, n + R), (B, H, S, v)
-        if self.training and cache is None:
-            self._record(q, k, self.scale)
         if return_weights:
             weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
             return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(attend(q, k, v, self.scale))
+        return self._merge(self._attend(q, k, v, cache is not None))
 
     def expand(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the cache holds, (B, 1, S, C + R), as the heads' keys (B, H, S, n + R) and values (B, H, S, v)."""
@@ -248,13 +212,14 @@ class MultiHeadLatentAttention(_ClippedAttention):
         q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the cache holds.
         q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
         """
-        w_k, w_v = self._heads(self.w_kv_up.weight).split((self.widths[0], self.config.v_head_dim), dim=1)
-        q = torch.cat([q_n @ w_k, q_r], dim=-1)  # (B, H, T, C + R)
+        w = self._heads(self.w_kv_up.weight)  # (H, n + v, C), used whole: to take W_k or W_v out would copy it
+        q_latent = F.pad(q_n, (0, self.config.v_head_dim)) @ w  # (B, H, T, C)
+        q = torch.cat([q_latent, q_r], dim=-1)  # (B, H, T, C + R)
         # all heads share the key, so their queries are rows of one product
         logits = q.flatten(1, 2) @ key.squeeze(1).transpose(-2, -1) * self.scale  # (B, H * T, S)
         weights = causal_softmax(logits.unflatten(1, q.shape[1:3])).type_as(key)  # (B, H, T, S)
         mixed = weights.flatten(1, 2) @ key.squeeze(1)[..., : self.config.kv_lora_rank]  # (B, H * T, C)
-        return mixed.unflatten(1, q.shape[1:3]) @ w_v.transpose(-2, -1)
+        return (mixed.unflatten(1, q.shape[1:3]) @ w.mT)[..., self.widths[0] :]  # (B, H, T, v)
 
     def angles(self, length: int, device: torch.device) -> torch.Tensor:
         """(length, R/2) angles of the positions from 0, made once."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.decoding import Decoder
 from utils.model import Kimi
 
 
@@ -63,7 +64,11 @@ class Sampling:
 
 
 def sample(
-    model: Kimi, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator
+    model: Kimi,
+    tokens: torch.Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    number_format: str = "auto",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (next tokens (B,), their probabilities (B, V)) after `tokens` (B, T), T at most the block size.
 
@@ -73,23 +78,24 @@ def sample(
     block = model.config.block_size
     device = model.device
     model.eval()
+    decoder = Decoder(model, number_format)
     tokens = new = tokens.to(device)  # (B, T)
-    cache = model.new_cache()
     seen = torch.zeros(len(tokens), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     if model.tokenizer is not None:
         never[model.tokenizer.unk_id] = True  # a story has no unknown words
     while True:
         seen.scatter_(1, new, True)
+        logits = decoder(new)  # (B, V)
         with torch.inference_mode():
-            logits = model(new, cache=cache)[:, -1]  # (B, V)
             p = sampling.probabilities(logits.masked_fill(never, -math.inf), seen)  # (B, V)
             # drawn on the CPU, so that a seed means the same on every device
             new = p.cpu().multinomial(1, generator=generator).to(device)  # (B, 1)
         yield new[:, 0], p
         tokens = torch.cat([tokens, new], dim=1)[:, -block:]
-        if cache[0].length == block:
-            cache, new = model.new_cache(), tokens[:, -max(1, block // 2) :]
+        if decoder.length == block:
+            decoder.restart()
+            new = tokens[:, -max(1, block // 2) :]
 
 
 def stream(
@@ -103,11 +109,13 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop_at_eos: bool = True,
+    number_format: str = "auto",
 ) -> Iterator[str]:
     """Tell a story that begins with `prompt`, in pieces of text as they are made; the prompt is the first piece.
 
     An empty prompt, or one without a known word, starts from <|endoftext|>, where stories begin. Without a seed every
-    call tells another story. Raises ValueError for impossible settings and for a prompt longer than the block.
+    call tells another story. `number_format` is that of the matmuls (see `decoding`): a story can change with it where
+    two words are nearly as likely. Raises ValueError for impossible settings and for a prompt longer than the block.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if max_new_tokens < 0:
@@ -115,7 +123,7 @@ def stream(
     ids = prompt_ids(model, prompt)
     generator = torch.Generator()
     _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    choices = sample(model, torch.tensor([ids]), sampling, generator)
+    choices = sample(model, torch.tensor([ids]), sampling, generator, number_format)
     return _pieces(model.tokenizer, prompt, ids, choices, max_new_tokens, stop_at_eos)
 
 

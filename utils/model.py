@@ -16,6 +16,7 @@ from torch import nn
 
 from utils.attention import KVCache, MultiHeadAttention, MultiHeadLatentAttention
 from utils.config import KimiConfig
+from utils.dropout import Dropout
 from utils.loss import chunked_cross_entropy
 from utils.moe import Experts, MoE, SigmoidRouter
 from utils.norm import RMSNorm
@@ -37,7 +38,7 @@ class Block(nn.Module):
         self.ffn_norm = _norm(config)
         is_dense = is_k2 and layer < config.first_k_dense
         self.ffn = FeedForward(config.d_model, config.dense_ff) if is_dense else MoE(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
@@ -58,7 +59,7 @@ class Kimi(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         learned = config.architecture == "nano"
         self.positions = nn.Embedding(config.block_size, config.d_model) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)

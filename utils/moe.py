@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.config import KimiConfig
+from utils.grouped import count_choices, group_by_expert, grouped_linear, pick_form
 from utils.swiglu import FeedForward, swiglu
-
-TILE = 64  # rows
 
 
 class SoftmaxRouter(nn.Module):
@@ -39,7 +38,7 @@ class SoftmaxRouter(nn.Module):
         logits = self.gate(x).float()  # (..., E)
         top, chosen = logits.topk(self.top_k, dim=-1)  # (..., K)
         weights = top.softmax(dim=-1)  # over the K experts of one token, never over tokens
-        self.load = torch.bincount(chosen.flatten(), minlength=self.n_experts)  # (E,)
+        self.load = count_choices(chosen, self.n_experts)  # (E,)
         if self.training:
             share = self.load / chosen.numel()  # (E,) sums to 1, carries no gradient
             mean = logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)  # (E,)
@@ -73,7 +72,7 @@ class SigmoidRouter(nn.Module):
         chosen = self._choose(scores.detach() + self.expert_bias)  # (..., T, K)
         weights = scores.gather(-1, chosen)
         weights = self.scaling * weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        self.load = torch.bincount(chosen.flatten(), minlength=self.n_experts)  # (E,)
+        self.load = count_choices(chosen, self.n_experts)  # (E,)
         if self.training:
             self.step_load = self.step_load.to(self.load.device) + self.load
             self.balance_loss = self._balance_loss(scores, chosen)
@@ -123,23 +122,24 @@ class Experts(nn.Module):
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """x (N, D), weights (N, K), chosen (N, K) -> (N, D), the weighted sum of each token's chosen experts."""
-        expert, order = chosen.flatten().sort(stable=True)  # (N*K,) slots, those of expert 0 first
-        token = order // chosen.shape[1]  # (N*K,) the token of each slot
-        counts = torch.bincount(expert, minlength=len(self.w_up))  # (E,)
-        # Each expert's rows are filled up with zeros to a multiple of TILE: matmul libraries prepare a kernel for
-        # every new shape, and so meet a few shapes again and again instead of new ones in every step. The few rows
-        # of a decoding step stay as they are.
-        tile = TILE if len(expert) > TILE * len(counts) else 1
-        rooms = (counts + tile - 1) // tile * tile  # (E,)
-        shift = (rooms - counts).cumsum(0) - (rooms - counts)  # (E,) zeros before each expert's rows
-        row = torch.arange(len(expert), device=x.device) + shift[expert]  # (N*K,)
-        sizes = rooms.tolist()
-        gathered = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, row, x.index_select(0, token))
-        # unbind, not [e]: its backward stacks the E gradients once instead of E times
-        experts = zip(gathered.split(sizes), self.w_up.flatten(1, 2).unbind(), self.w_down.unbind(), strict=True)
-        outputs = [F.linear(swiglu(F.linear(group, up)), down) for group, up, down in experts]  # (n_e, D) each
-        weighted = torch.cat(outputs).index_select(0, row) * weights.flatten()[order, None]  # (N*K, D)
-        return weighted.new_zeros(x.shape).index_add(0, token, weighted).type_as(x)  # (N, D)
+        if len(x) == 1 and x.device.type == "cpu":
+            return self._one_token(x, weights, chosen)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        groups = group_by_expert(chosen, len(self.w_up), pick_form(x, dtype))
+        rows = x.to(dtype).index_select(0, groups.token)  # (M, D), those of expert 0 first
+        hidden = swiglu(grouped_linear(rows, self.w_up.flatten(1, 2), groups))  # (M, F)
+        rows = grouped_linear(hidden, self.w_down, groups)  # (M, D)
+        outputs = rows.index_select(0, groups.row).unflatten(0, chosen.shape)  # (N, K, D)
+        return (outputs * weights[..., None].type_as(outputs)).sum(dim=1).type_as(x)  # (N, D)
+
+    def _one_token(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The same for N = 1, a step of generation: nothing to group."""
+        outputs = [self._expert(x, e) for e in chosen[0].tolist()]
+        return (torch.cat(outputs) * weights.mT.type_as(outputs[0])).sum(dim=0, keepdim=True).type_as(x)  # (1, D)
+
+    def _expert(self, x: torch.Tensor, e: int) -> torch.Tensor:
+        return F.linear(swiglu(F.linear(x, self.w_up[e].flatten(0, 1))), self.w_down[e])  # (N, D)
 
 
 class MoE(nn.Module):

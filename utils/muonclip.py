@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c: Keller Jordan's, steep at 0; singular values end in 0.68..1.20
+CPU_CACHE = 1 << 20  # numbers that a CPU orthogonalises at once, so that they stay in its cache
 
 
 @torch.no_grad()
@@ -37,18 +38,15 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5, dtype: torch.dtype | N
     """
     if matrices.ndim < 2:
         raise ValueError(f"newton_schulz takes matrices, it got a tensor of shape {tuple(matrices.shape)}")
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)  # (..., n, m) largest singular value <= 1
-    x = x.to(dtype or matrices.dtype)
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)  # (..., n, m) singular values <= 1
+    x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])  # (S, n, m)
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x  # the products below are then as small as they can be
-    x = x.reshape(-1, *x.shape[-2:])
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
-        gram = x @ x.mT  # (S, n, n)
+        gram = x.mT @ x if tall else x @ x.mT  # (S, k, k) with k the smaller of n and m
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    x = x.mT if tall else x
-    return x.reshape(matrices.shape).to(matrices.dtype)
+        x = torch.baddbmm(x, x, polynomial, beta=a) if tall else torch.baddbmm(x, polynomial, x, beta=a)
+    return x.view_as(matrices).to(matrices.dtype)
 
 
 class _Optimizer(torch.optim.Optimizer):
@@ -138,20 +136,37 @@ class Muon(_Optimizer):
 
 
 def _muon_update_(params: list[torch.Tensor], states: dict, group: dict, dtype: torch.dtype | None) -> None:
-    same_shape = defaultdict(list)  # one Newton-Schulz for all matrices of a shape
-    for p in params:
-        state = states[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        state["momentum"].mul_(group["momentum"]).add_(p.grad)
-        same_shape[p.shape[-2:], p.dtype].append(p)
-    for (shape, _), alike in same_shape.items():
-        # Nesterov: the direction looks one step ahead
-        ahead = [p.grad.add(states[p]["momentum"], alpha=group["momentum"]).reshape(-1, *shape) for p in alike]
+    for batch in _batches_of_a_shape(params, states):
+        ahead = []
+        for _, grad, momentum in batch:  # (S, n, m) each
+            torch.add(grad, momentum, alpha=group["momentum"], out=momentum)
+            ahead.append(torch.add(grad, momentum, alpha=group["momentum"]))  # Nesterov: one step ahead
         directions = newton_schulz(torch.cat(ahead), dtype=dtype)
-        for p, direction in zip(alike, directions.split([len(a) for a in ahead]), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])  # by the raw rate, whatever the shape
-            p.add_(direction.view_as(p), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+        for (weight, _, _), direction in zip(batch, directions.split([len(a) for a in ahead]), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])  # by the raw rate, whatever the shape
+            weight.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(direction.shape[-2:])))
+
+
+def _batches_of_a_shape(params: list[torch.Tensor], states: dict) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """Lists of (weight, gradient, momentum), each (S, n, m) with one n and m: as many as a Newton-Schulz takes at once.
+
+    A GPU wants them all together, a CPU as many as stay in its cache.
+    """
+    same_shape = defaultdict(list)
+    for p in params:
+        if not states[p]:
+            states[p]["momentum"] = torch.zeros_like(p)
+        stacks = (t.view(-1, *p.shape[-2:]) for t in (p, p.grad.contiguous(), states[p]["momentum"]))
+        at_once = max(1, CPU_CACHE // p.shape[-2:].numel()) if p.device.type == "cpu" else p.numel()
+        same_shape[p.shape[-2:], p.dtype, at_once] += zip(*(stack.split(at_once) for stack in stacks), strict=True)
+    for (_, _, at_once), pieces in same_shape.items():
+        batch = []
+        for piece in pieces:
+            if sum(len(weight) for weight, _, _ in batch) + len(piece[0]) > at_once:
+                yield batch
+                batch = []
+            batch.append(piece)
+        yield batch
 
 
 def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -12,8 +12,26 @@ from torch import nn
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
     """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
-    value, gate = x.chunk(2, dim=-1)  # (..., F) each
-    return value * F.silu(gate)
+    return _SwiGLU.apply(x)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """value, gate = x.chunk(2, dim=-1); value * silu(gate), keeping x alone for backward, which fills one tensor."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        value, gate = x.chunk(2, dim=-1)  # (..., F) each
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
+        grad_x = torch.empty_like(ctx.saved_tensors[0])
+        grad_value, grad_gate = grad_x.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_value)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * value, gate))
+        return grad_x
 
 
 class SwiGLU(nn.Module):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from utils.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, write_atomically
 from utils.config import TrainConfig
 from utils.data import TokenData
-from utils.device import autocast, pick_number_format
+from utils.device import autocast, keep_freed_memory, pick_number_format
 from utils.interrupt import StopRequest
 from utils.model import Kimi
 from utils.muonclip import AdamW, MuonClip, decay_groups
@@ -87,6 +87,8 @@ def train(
     """
     folder = None if out_dir is None else Path(out_dir)
     refuse_other_run(folder, resume, overwrite)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         run = _Run(model, data, config, notes)
         if resume and folder and checkpoint_file(folder).is_file():
@@ -191,6 +193,8 @@ class _Run:
 
     def _batch(self, split: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.data.batch(split, self.config.batch_size, self.config.block_size, generator)
+        if self.model.device.type == "cuda":
+            batch = (t.pin_memory() for t in batch)  # from pinned memory, the copy does not hold up the program
         return tuple(t.to(self.model.device, non_blocking=True) for t in batch)
 
     def settle(self, saved_step: int, folder: Path | None) -> None:
