@@ -35,11 +35,48 @@ class KVCache:
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions, {end} were to be kept")
         if not self.buffers:
-            self.buffers = [t.new_empty(*t.shape[:-2], self.capacity, t.shape[-1]) for t in new]
+            self.buffers = [t.new_zeros(*t.shape[:-2], self.capacity, t.shape[-1]) for t in new]
         for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer[..., self.length : end, :] = tensor
         self.length = end
         return [buffer[..., :end, :] for buffer in self.buffers]
+
+    def rows_of_next(self, table: torch.Tensor, n: int) -> torch.Tensor:
+        """From a table with a row for each position, those of the next n: (capacity, ...) -> (n, ...)."""
+        return table[self.length : self.length + n]
+
+    def mask(self, n_queries: int) -> torch.Tensor | None:
+        """(S,) bool, which of the positions that `append` returned exist; None where all do."""
+        return None
+
+
+class FixedKVCache(KVCache):
+    """A cache whose steps of one position all do the same on the same tensors, so that a CUDA graph can repeat them.
+
+    Such a step writes at `position`, (1,) int64 on the device, and returns the whole buffers; the mask says what of
+    them exists. Whoever repeats a step sets `position` before it and `length` after it. Longer pieces are appended as
+    in `KVCache`.
+    """
+
+    def __init__(self, capacity: int, position: torch.Tensor):
+        super().__init__(capacity)
+        self.position = position
+
+    def append(self, *new: torch.Tensor) -> list[torch.Tensor]:
+        if not self.buffers or new[0].shape[-2] > 1:
+            super().append(*new)
+            return self.buffers if new[0].shape[-2] == 1 else [b[..., : self.length, :] for b in self.buffers]
+        for buffer, tensor in zip(self.buffers, new, strict=True):
+            buffer.index_copy_(buffer.ndim - 2, self.position, tensor)
+        return self.buffers
+
+    def rows_of_next(self, table: torch.Tensor, n: int) -> torch.Tensor:
+        return table.index_select(0, self.position) if n == 1 else super().rows_of_next(table, n)
+
+    def mask(self, n_queries: int) -> torch.Tensor | None:
+        if n_queries > 1:
+            return None
+        return torch.arange(self.capacity, device=self.position.device) <= self.position
 
 
 class _ClippedAttention(nn.Module):
@@ -51,9 +88,11 @@ class _ClippedAttention(nn.Module):
         self.max_logits = torch.full((n_heads,), -math.inf)  # (H,) of the last training step
         self._step_is_over = True
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cached: bool) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
         """The heads' mixtures (B, H, T, v); in training with a note of each head's largest logit."""
-        if cached or not self.training:
+        if cache is not None:
+            return attend(q, k, v, self.scale, cache.mask(q.shape[-2]))
+        if not self.training:
             return attend(q, k, v, self.scale)
         mixed, largest = attend_and_measure(q, k, v, self.scale)
         self._record(largest)
@@ -112,7 +151,7 @@ class MultiHeadAttention(_ClippedAttention):
         if return_weights:
             weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
             return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(self._attend(q, k, v, cache is not None))
+        return self._merge(self._attend(q, k, v, cache))
 
     def _scale_logits_(self, gamma: torch.Tensor) -> None:
         for weight in (self.w_q.weight, self.w_k.weight):
@@ -181,8 +220,11 @@ class MultiHeadLatentAttention(_ClippedAttention):
 
         With a cache, x holds the positions that follow the cached ones; S counts both, else S = T.
         """
-        n_queries, start = x.shape[1], cache.length if cache is not None else 0
-        angles = self.angles(start + n_queries, x.device)[start:]  # (T, R/2)
+        n_queries = x.shape[1]
+        if cache is None:
+            angles = self.angles(n_queries, x.device)  # (T, R/2)
+        else:
+            angles = cache.rows_of_next(self.angles(cache.capacity, x.device), n_queries)
         q = self._split(self.w_q_up(self.q_norm(self.w_q_down(x))))  # (B, H, T, n + R)
         q_n, q_r = q.split(self.widths, dim=-1)
         q_r = rope(q_r, angles)  # (B, H, T, R)
@@ -191,13 +233,13 @@ class MultiHeadLatentAttention(_ClippedAttention):
         if cache is not None:
             (key,) = cache.append(key)  # (B, 1, S, C + R)
             if n_queries == 1 and not return_weights:
-                return self._merge(self.absorbed(q_n, q_r, key))
+                return self._merge(self.absorbed(q_n, q_r, key, cache.mask(1)))
         q = torch.cat([q_n, q_r], dim=-1)  # (B, H, T, n + R)
         k, v = self.expand(key)  # (B, H, S, n + R), (B, H, S, v)
         if return_weights:
             weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
             return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(self._attend(q, k, v, cache is not None))
+        return self._merge(self._attend(q, k, v, cache))
 
     def expand(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the cache holds, (B, 1, S, C + R), as the heads' keys (B, H, S, n + R) and values (B, H, S, v)."""
@@ -206,18 +248,20 @@ class MultiHeadLatentAttention(_ClippedAttention):
         k_n, v = kv.split((self.widths[0], self.config.v_head_dim), dim=-1)
         return torch.cat([k_n, k_r.expand(-1, self.n_heads, -1, -1)], dim=-1), v
 
-    def absorbed(self, q_n: torch.Tensor, q_r: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def absorbed(
+        self, q_n: torch.Tensor, q_r: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The heads' mixtures (B, H, T, v), without expanding the keys.
 
-        q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the cache holds.
-        q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
+        q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the cache holds,
+        mask (S,) what of it exists (None: all). q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
         """
         w = self._heads(self.w_kv_up.weight)  # (H, n + v, C), used whole: to take W_k or W_v out would copy it
         q_latent = F.pad(q_n, (0, self.config.v_head_dim)) @ w  # (B, H, T, C)
         q = torch.cat([q_latent, q_r], dim=-1)  # (B, H, T, C + R)
         # all heads share the key, so their queries are rows of one product
         logits = q.flatten(1, 2) @ key.squeeze(1).transpose(-2, -1) * self.scale  # (B, H * T, S)
-        weights = causal_softmax(logits.unflatten(1, q.shape[1:3])).type_as(key)  # (B, H, T, S)
+        weights = causal_softmax(logits.unflatten(1, q.shape[1:3]), mask).type_as(key)  # (B, H, T, S)
         mixed = weights.flatten(1, 2) @ key.squeeze(1)[..., : self.config.kv_lora_rank]  # (B, H * T, C)
         return (mixed.unflatten(1, q.shape[1:3]) @ w.mT)[..., self.widths[0] :]  # (B, H, T, v)
 

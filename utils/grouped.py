@@ -100,21 +100,20 @@ class _GroupedLoop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, sizes):
-        cast = weight.to(x.dtype)
-        ctx.save_for_backward(x, cast)
-        ctx.sizes, ctx.weight_dtype = sizes, weight.dtype
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
         y = x.new_empty(len(x), weight.shape[1])
-        for rows, matrix, out in zip(x.split(sizes), cast, y.split(sizes), strict=True):
+        for rows, matrix, out in zip(x.split(sizes), weight, y.split(sizes), strict=True):
             if len(rows):
-                torch.mm(rows, matrix.T, out=out)
+                torch.mm(rows, matrix.to(x.dtype).T, out=out)  # cast one at a time, it is still in the cache
         return y
 
     @staticmethod
     def backward(ctx, grad_y):
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight, dtype=ctx.weight_dtype)
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         parts = (t.split(ctx.sizes) for t in (x, grad_y, grad_x))
         for rows, grad, out, matrix, grad_matrix in zip(*parts, weight, grad_weight, strict=True):
-            torch.mm(grad, matrix, out=out)
+            torch.mm(grad, matrix.to(x.dtype), out=out)
             grad_matrix.copy_(grad.T @ rows)
         return grad_x, grad_weight, None

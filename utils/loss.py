@@ -41,7 +41,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_loss / len(grad_hidden)
-        return (grad_hidden * scale).to(ctx.hidden_dtype), grad_weight * scale, None, None, None
+        # in place, for a copy of the largest gradient would be made where memory is scarcest
+        return grad_hidden.mul_(scale).to(ctx.hidden_dtype), grad_weight.mul_(scale), None, None, None
 
 
 def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

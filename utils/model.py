@@ -99,7 +99,8 @@ class Kimi(nn.Module):
             raise ValueError(f"{end} positions were asked for, the block size is {self.config.block_size}")
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
-            x = x + self.positions.weight[start:end]
+            table = self.positions.weight
+            x = x + (cache[0].rows_of_next(table, end - start) if cache else table[:end])
         x = self.dropout(x)
         for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
             x = block(x, layer_cache)  # (B, T, D)

@@ -21,13 +21,20 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
     return ones.tril(diagonal=n_keys - n_queries)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> (B, H, T, d_v)."""
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> (B, H, T, d_v).
+
+    mask: for a single query, (S,) bool, True for the keys that exist; None for all.
+    """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     whole = n_queries == n_keys
     if whole and q.device.type == "cpu":
         return attend_and_measure(q, k, v, scale)[0]
-    mask = None if whole or n_queries == 1 else causal_mask(n_queries, n_keys, q.device)
+    if n_queries == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[None], scale=scale)
+    mask = None if whole else causal_mask(n_queries, n_keys, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scale)
 
 
@@ -41,10 +48,15 @@ def attend_and_measure(
     return attend(q, k, v, scale), largest_logits(q, k, scale)
 
 
-def causal_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32."""
+def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32.
+
+    mask: as for `attend`.
+    """
     if logits.shape[-2] > 1:  # the last position looks everywhere
-        logits = logits.masked_fill(~causal_mask(*logits.shape[-2:], logits.device), -math.inf)
+        mask = causal_mask(*logits.shape[-2:], logits.device)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
     return logits.softmax(dim=-1, dtype=torch.float32)
 
 

@@ -1,81 +1,57 @@
-"""Speed as ratios from one run: python -m tests.bench
+"""Speed and memory against peers, from one run: python -m tests.bench
 
-Each row times ours and its peer in turn (A B A B ...), leaves out the first pair, and gives medians and the median of
-the pairwise ratios.
+Every row runs ours and its peer in turn (A B A B ...), leaves out the first pairs, and gives medians and the median of
+the pairwise ratios. Writes speed.md and speed.json. Peers: the original notebook's form (dense), Hugging Face
+transformers, torch's optimizers, the Rust tokenizers, and a plain matmul of the same FLOPs. 12 minutes on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import json
+from pathlib import Path
 
 import torch
 
-from tests.helpers import every_expert_on_every_token
-from utils.config import KimiConfig
-from utils.model import Kimi
-from utils.moe import Experts, SoftmaxRouter
+from tests.bench import growth, rows
+from tests.bench.measure import HEADER, machine
+from utils.device import keep_freed_memory, pick_number_format
 
-
-def seconds(action: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def compare(name: str, ours: Callable[[], None], peer: Callable[[], None], pairs: int) -> None:
-    """Print one row of the table."""
-    times = [(seconds(ours), seconds(peer)) for _ in range(pairs + 1)][1:]
-    mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    ratio = statistics.median(b / a for a, b in times)
-    print(f"| {name} | {mine * 1000:,.0f} ms | {theirs * 1000:,.0f} ms | {ratio:.2f} x |", flush=True)
-
-
-def dispatch(pairs: int) -> None:
-    """Forward and backward of one layer of 8 experts, top-2, on 2,048 tokens."""
-    router, experts = SoftmaxRouter(512, 8, 2), Experts(8, 512, 1024)
-    x = torch.randn(2048, 512)
-
-    def run(form) -> None:
-        experts.zero_grad()
-        form(x, *router(x)).square().mean().backward()
-
-    compare(
-        "8 experts top-2 against every expert on every token, fp32, forward and backward",
-        lambda: run(experts),
-        lambda: run(lambda *given: every_expert_on_every_token(experts, *given)),
-        pairs,
-    )
-
-
-@torch.inference_mode()
-def cache(pairs: int) -> None:
-    """256 tokens of the published nano size, greedy, one story."""
-    model = Kimi(KimiConfig.nano(8000)).eval()
-
-    def tell(with_cache: bool) -> None:
-        ids = new = torch.zeros(1, 1, dtype=torch.long)  # (B, T)
-        kept = model.new_cache()
-        for _ in range(255):
-            logits = model(new, cache=kept) if with_cache else model(ids)
-            new = logits[:, -1:].argmax(-1)  # (B, 1)
-            ids = torch.cat([ids, new], dim=1)
-
-    compare("256 tokens with the cache against recomputing, nano", lambda: tell(True), lambda: tell(False), pairs)
+OUT = Path(__file__).parent / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
-    torch.set_num_threads(parser.parse_args().threads)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{time.strftime('%Y-%m-%d')}, {machine}\n")
-    print("| | ours | peer | ratio |\n|---|---|---|---|")
-    dispatch(pairs=9)
-    cache(pairs=3)
+    parser.add_argument("--only", nargs="+", choices=[*rows.ROWS, *growth.CURVES], help="some of the measurements")
+    parser.add_argument("--out", type=Path, help=f"folder for the results (default: {OUT}, with --only none)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()  # peers profit as well
+    number_format, _ = pick_number_format(torch.device("cpu"))
+    chosen = args.only or [*rows.ROWS, *growth.CURVES]
+    lines, measured, curves = [machine(number_format), "", HEADER], [], {}
+    print("\n".join(lines), flush=True)
+
+    def show(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    for name, measure in rows.ROWS.items():
+        if name in chosen:
+            for row in measure(number_format):
+                measured.append(row.to_dict())
+                show(row.line())
+    for name, measure in growth.CURVES.items():
+        if name in chosen:
+            curves[name] = measure(number_format)
+            show("\n" + curves[name].table())
+    out = args.out or (None if args.only else OUT)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "speed.md").write_text("\n".join(lines) + "\n")
+        content = {"machine": lines[0], "rows": measured, "growth": {k: c.to_dict() for k, c in curves.items()}}
+        (out / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from utils.config import KimiConfig
+from utils.hf import _config_json as config_json
 from utils.hf import export_hf
 from utils.model import Kimi
 
@@ -79,3 +80,10 @@ def transformers_twin(model: Kimi) -> transformers.PreTrainedModel:
     with tempfile.TemporaryDirectory() as folder:
         export_hf(model, folder)
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def transformers_model(config: KimiConfig) -> transformers.PreTrainedModel:
+    """transformers' DeepseekV3ForCausalLM of the same shape with its own initial weights, in fp32."""
+    with torch.device("meta"):
+        fields = config_json(Kimi(config))
+    return transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**fields))
