@@ -1,9 +1,13 @@
 """Number formats by device, with the GPU's answers played by a stand-in."""
 
+import ctypes
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from utils.device import autocast, pick_device, pick_number_format
+from utils.device import autocast, keep_freed_memory, pick_device, pick_number_format
 
 CUDA = torch.device("cuda")
 
@@ -38,3 +42,51 @@ def test_matmuls_run_in_the_number_format(number_format, dtype):
 
 def test_there_is_always_a_device():
     assert pick_device().type in ("cuda", "mps", "cpu")
+
+
+# Freed memory, with the C library played by a stand-in
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "cygwin", "freebsd14"])
+def test_memory_is_left_to_other_systems(platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_: pytest.fail("loaded a C library"))
+    keep_freed_memory()
+
+
+@pytest.mark.parametrize("platform", ["linux", "linux2"])
+def test_glibc_is_told_to_keep_freed_memory(platform, monkeypatch):
+    told = {}
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda option, value: told.update({option: value}) or 1)
+    )
+    keep_freed_memory()
+    m_trim_threshold, m_mmap_threshold = -1, -3  # of glibc's malloc.h
+    assert told.keys() == {m_trim_threshold, m_mmap_threshold}
+    # both are a C int; a training step's largest blocks have hundreds of megabytes
+    assert all(500_000_000 < value < 2**31 for value in told.values())
+
+
+def test_a_glibc_that_refuses_large_thresholds_is_asked_for_less(monkeypatch):
+    told = {}
+
+    def mallopt(option, value):
+        accepted = option != -3 or value <= 2**25
+        if accepted:
+            told[option] = value
+        return int(accepted)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert told == {-3: 2**25, -1: 2**31 - 1}
+
+
+def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
+    """musl has no mallopt."""
+    loaded = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or SimpleNamespace())
+    keep_freed_memory()
+    assert loaded == [None]  # the process itself, whatever its C library is called

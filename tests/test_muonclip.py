@@ -1,7 +1,9 @@
 """AdamW, Muon and gradient clipping against torch's own, Newton-Schulz against its polynomial, MuonClip as a whole."""
 
+import collections
 import copy
 import io
+import itertools
 import math
 
 import pytest
@@ -550,3 +552,86 @@ def test_a_new_rate_holds_for_both_kinds_of_weights():
 def test_impossible_settings_of_muonclip_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
         MuonClip(tiny_model(), **setting)
+
+
+# Batches of Newton-Schulz
+
+
+BATCHED = [(16, 24), (24, 16), (6, 16, 24), (3, 2, 16, 24), (5, 5), (1, 5, 5), (16, 24)]
+
+
+def matrices_with_gradients(seed=0):
+    """Parameters of several shapes and ranks, every other one with a gradient that is not contiguous."""
+    generator, params = torch.Generator().manual_seed(seed), []
+    for i, shape in enumerate(BATCHED):
+        p = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        gradient = torch.randn(shape, generator=generator)
+        p.grad = gradient.mT.contiguous().mT if i % 2 else gradient
+        assert p.grad.is_contiguous() == (i % 2 == 0)
+        params.append(p)
+    return params
+
+
+def batches_of(params):
+    return list(muonclip._batches_of_a_shape(params, collections.defaultdict(dict)))
+
+
+@pytest.mark.parametrize("numbers", [1, 16 * 24, 2 * 16 * 24, 5 * 16 * 24 - 1, 7 * 16 * 24, 1 << 20])
+def test_how_many_matrices_are_orthogonalised_at_once_changes_no_update(numbers, monkeypatch):
+    results = []
+    for cache in (1 << 30, numbers):
+        monkeypatch.setattr(muonclip, "CPU_CACHE", cache)
+        params = matrices_with_gradients()
+        optimizer = Muon(params, lr=0.1)
+        optimizer.step()
+        for p, other in zip(params, matrices_with_gradients(seed=1), strict=True):
+            p.grad = other.grad
+        optimizer.step()
+        results.append([t for p in params for t in (p.detach(), optimizer.state[p]["momentum"])])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+def test_each_matrix_moves_as_if_it_were_alone_with_its_gradient():
+    params, before = matrices_with_gradients(), [p.detach().clone() for p in matrices_with_gradients()]
+    Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    for p, start in zip(params, before, strict=True):
+        direction = by_singular_values(p.grad.double())  # the first look ahead is a multiple of the gradient
+        expected = 0.95 * start - 0.1 * 0.2 * math.sqrt(max(p.shape[-2:])) * direction.float()
+        torch.testing.assert_close(p.detach(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("numbers", [1, 16 * 24, 4 * 16 * 24, 5 * 16 * 24 - 1, 1 << 20])
+def test_every_matrix_is_in_one_batch_beside_its_own_gradient(numbers, monkeypatch):
+    monkeypatch.setattr(muonclip, "CPU_CACHE", numbers)
+    params = matrices_with_gradients()
+    named = itertools.count(1)
+    expected = {}
+    for p in params:
+        for weight, gradient in zip(*(t.view(-1, *p.shape[-2:]) for t in (p.detach(), p.grad)), strict=True):
+            expected[weight.data_ptr()] = next(named)
+            gradient.fill_(expected[weight.data_ptr()])
+    seen = {}
+    for batch in batches_of(params):
+        assert len({stack.shape[1:] for parts in batch for stack in parts}) == 1, "shapes are mixed"
+        assert batch, "an empty batch"
+        together = sum(weight.numel() for weight, _, _ in batch)
+        assert together <= numbers or sum(len(weight) for weight, _, _ in batch) == 1
+        for weight, gradient, momentum in batch:
+            assert weight.shape == gradient.shape == momentum.shape and not momentum.any()
+            for w, g in zip(weight, gradient, strict=True):
+                assert w.data_ptr() not in seen, "a matrix is updated twice"
+                assert g.unique().numel() == 1, "gradients are mixed up"
+                seen[w.data_ptr()] = g[0, 0].item()
+    assert seen == expected
+
+
+def test_a_cache_that_is_large_enough_takes_all_matrices_of_a_shape_at_once():
+    sizes = sorted(sum(len(weight) for weight, _, _ in batch) for batch in batches_of(matrices_with_gradients()))
+    assert sizes == [1, 2, 1 + 6 + 6 + 1]
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (4, 5, 9), (2, 3, 9, 5), (3, 1, 6)])
+def test_newton_schulz_of_a_transposed_stack_is_the_transposed_result(shape):
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    torch.testing.assert_close(newton_schulz(stack.mT), newton_schulz(stack).mT, atol=1e-10, rtol=1e-10)

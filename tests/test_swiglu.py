@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.moe import Experts
-from utils.swiglu import FeedForward, SwiGLU
+from utils.swiglu import FeedForward, SwiGLU, swiglu
 
 
 def test_swiglu_is_value_times_silu_of_the_second_half():
@@ -40,3 +40,21 @@ def test_silu_is_on_the_gate_in_a_dense_layer_and_in_an_expert():
 def test_a_feed_forward_at_birth_passes_on_about_the_size_of_its_input():
     torch.manual_seed(0)
     assert 0.2 < FeedForward(64, 128)(torch.randn(100, 64)).std() < 1.5
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4), (2, 3, 6), (0, 4)])
+def test_the_gradient_of_swiglu_is_that_of_finite_differences(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(shape, generator=generator, dtype=torch.double)).requires_grad_()
+    assert torch.autograd.gradcheck(swiglu, x)
+    if x.ndim == 3:
+        assert torch.autograd.gradcheck(lambda x: swiglu(x.transpose(0, 1)), x)  # of any layout
+
+
+def test_swiglu_and_its_gradient_equal_those_of_torchs_parts():
+    x = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value, gate = x[..., :6], x[..., 6:]
+    upstream = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    results = [[y, *torch.autograd.grad(y, x, upstream)] for y in (swiglu(x), value * F.silu(gate))]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)

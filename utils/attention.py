@@ -254,7 +254,8 @@ class MultiHeadLatentAttention(_ClippedAttention):
         """The heads' mixtures (B, H, T, v), without expanding the keys.
 
         q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the cache holds,
-        mask (S,) what of it exists (None: all). q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
+        mask (S,) what of it exists (None: all).
+        q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
         """
         w = self._heads(self.w_kv_up.weight)  # (H, n + v, C), used whole: to take W_k or W_v out would copy it
         q_latent = F.pad(q_n, (0, self.config.v_head_dim)) @ w  # (B, H, T, C)

@@ -70,5 +70,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1  # malloc.h
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, largest)
+        if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):  # old ones refuse more than 32 MB
+            mallopt(trim_threshold, largest)

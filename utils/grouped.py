@@ -25,7 +25,7 @@ TILES_PER_EXPERT = 4  # tiles that an expert with the mean load fills: 1.25 x th
 class Groups(NamedTuple):
     """N * K rows, each a token for one of its K experts, laid out by expert with some rows of filling between."""
 
-    token: torch.Tensor  # (M,) the token that each row holds; filling holds token 0, and nobody reads it
+    token: torch.Tensor  # (M,) the token that each row holds, N for filling
     row: torch.Tensor  # (N * K,) where each choice of an expert went
     sizes: list[int] | torch.Tensor  # loop: rows of each expert; tiles: (M / tile,) experts; grouped_mm: (E,) ends
     form: str
@@ -74,8 +74,13 @@ def group_by_expert(chosen: torch.Tensor, n_experts: int, form: str) -> Groups:
         n_rows = n_tiles * tile
     else:
         sizes, n_rows = ends.to(torch.int32), n
-    token = order.new_zeros(n_rows).scatter_(0, place, order // chosen.shape[1])  # (M,)
+    token = order.new_full((n_rows,), len(chosen)).scatter_(0, place, order // chosen.shape[1])  # (M,)
     return Groups(token, torch.empty_like(place).scatter_(0, order, place), sizes, form)
+
+
+def gather(x: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """x (N, D) -> (M, D): the token of each row, zeros for filling."""
+    return F.pad(x, (0, 0, 0, 1)).index_select(0, groups.token)
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, groups: Groups) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.config import KimiConfig
-from utils.grouped import count_choices, group_by_expert, grouped_linear, pick_form
+from utils.grouped import count_choices, gather, group_by_expert, grouped_linear, pick_form
 from utils.swiglu import FeedForward, swiglu
 
 
@@ -127,7 +127,7 @@ class Experts(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         groups = group_by_expert(chosen, len(self.w_up), pick_form(x, dtype))
-        rows = x.to(dtype).index_select(0, groups.token)  # (M, D), those of expert 0 first
+        rows = gather(x.to(dtype), groups)  # (M, D), those of expert 0 first
         hidden = swiglu(grouped_linear(rows, self.w_up.flatten(1, 2), groups))  # (M, F)
         rows = grouped_linear(hidden, self.w_down, groups)  # (M, D)
         outputs = rows.index_select(0, groups.row).unflatten(0, chosen.shape)  # (N, K, D)

@@ -7,6 +7,7 @@ whose logits grew beyond tau are scaled back. Only the bookkeeping of groups and
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -157,7 +158,7 @@ def _batches_of_a_shape(params: list[torch.Tensor], states: dict) -> Iterator[li
         if not states[p]:
             states[p]["momentum"] = torch.zeros_like(p)
         stacks = (t.view(-1, *p.shape[-2:]) for t in (p, p.grad.contiguous(), states[p]["momentum"]))
-        at_once = max(1, CPU_CACHE // p.shape[-2:].numel()) if p.device.type == "cpu" else p.numel()
+        at_once = max(1, CPU_CACHE // p.shape[-2:].numel()) if p.device.type == "cpu" else sys.maxsize
         same_shape[p.shape[-2:], p.dtype, at_once] += zip(*(stack.split(at_once) for stack in stacks), strict=True)
     for (_, _, at_once), pieces in same_shape.items():
         batch = []

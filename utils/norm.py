@@ -32,7 +32,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
         normed, grad = x.float() * scale, grad.float()  # (..., D) each
-        grad_weight = (grad * normed).flatten(0, -2).sum(dim=0).type_as(weight)
+        grad_weight = (grad * normed).sum_to_size(weight.shape).type_as(weight)
         # what would change the size of x is taken out, for the norm undoes it
         grad = grad * weight
         along = (grad * normed).mean(dim=-1, keepdim=True)  # (..., 1)
