@@ -89,8 +89,10 @@ def sample(
         logits = decoder(new)  # (B, V)
         with torch.inference_mode():
             p = sampling.probabilities(logits.masked_fill(never, -math.inf), seen)  # (B, V)
-            # drawn on the CPU, so that a seed means the same on every device
-            new = p.cpu().multinomial(1, generator=generator).to(device)  # (B, 1)
+            if sampling.temperature == 0:
+                new = p.argmax(dim=-1, keepdim=True)  # (B, 1)
+            else:  # drawn on the CPU, so that a seed means the same on every device
+                new = p.cpu().multinomial(1, generator=generator).to(device)  # (B, 1)
         yield new[:, 0], p
         tokens = torch.cat([tokens, new], dim=1)[:, -block:]
         if decoder.length == block:

@@ -47,15 +47,16 @@ def pick_form(x: torch.Tensor, dtype: torch.dtype) -> str:
     return "grouped_mm" if has_kernel and dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 else "tiles"
 
 
-def group_by_expert(chosen: torch.Tensor, n_experts: int, form: str) -> Groups:
-    """Lay out the choices (N, K) by expert. In every form, one expert's rows are one after the other."""
+def group_by_expert(chosen: torch.Tensor, n_experts: int, form: str, loop_tile: int = LOOP_TILE) -> Groups:
+    """Lay out the choices (N, K) by expert. In every form, one expert's rows are one after the other.
+
+    loop_tile: the loop fills an expert's rows up to a multiple of this.
+    """
     expert, order = chosen.flatten().sort(stable=True)  # (N*K,) choices, those of expert 0 first
     n = len(expert)
     counts = count_choices(chosen, n_experts)  # (E,)
     if form == "loop":
-        # oneDNN prepares a kernel for every new shape: with multiples of a tile it meets few shapes, again and again.
-        # The few rows of a decoding step stay as they are.
-        tile = LOOP_TILE if n > LOOP_TILE * n_experts else 1
+        tile = loop_tile if n > loop_tile * n_experts else 1  # the few rows of a decoding step stay as they are
     elif form == "tiles":
         tile = -(-n // (TILES_PER_EXPERT * n_experts))  # rounded up
     else:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.config import KimiConfig
-from utils.grouped import count_choices, gather, group_by_expert, grouped_linear, pick_form
+from utils.grouped import LOOP_TILE, count_choices, gather, group_by_expert, grouped_linear, pick_form
 from utils.swiglu import FeedForward, swiglu
 
 
@@ -126,7 +126,9 @@ class Experts(nn.Module):
             return self._one_token(x, weights, chosen)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        groups = group_by_expert(chosen, len(self.w_up), pick_form(x, dtype))
+        # In bf16, a CPU's oneDNN prepares a kernel for every new shape: multiples of a tile are few, again and again.
+        loop_tile = 1 if dtype == torch.float32 else LOOP_TILE
+        groups = group_by_expert(chosen, len(self.w_up), pick_form(x, dtype), loop_tile)
         rows = gather(x.to(dtype), groups)  # (M, D), those of expert 0 first
         hidden = swiglu(grouped_linear(rows, self.w_up.flatten(1, 2), groups))  # (M, F)
         rows = grouped_linear(hidden, self.w_down, groups)  # (M, D)

@@ -12,17 +12,21 @@ from torch import nn
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
     """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
-    return _SwiGLU.apply(x)
+    return _SwiGLU.apply(x) if torch.is_grad_enabled() else _value_times_silu(x)
+
+
+def _value_times_silu(x: torch.Tensor) -> torch.Tensor:
+    value, gate = x.chunk(2, dim=-1)  # (..., F) each
+    return F.silu(gate).mul_(value)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """value, gate = x.chunk(2, dim=-1); value * silu(gate), keeping x alone for backward, which fills one tensor."""
+    """The same, keeping x alone for backward, which fills one tensor."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        value, gate = x.chunk(2, dim=-1)  # (..., F) each
-        return F.silu(gate).mul_(value)
+        return _value_times_silu(x)
 
     @staticmethod
     def backward(ctx, grad):
