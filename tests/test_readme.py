@@ -53,3 +53,11 @@ def test_every_fault_has_its_test(section, count):
 def test_links_inside_the_project_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_speed_is_that_of_the_last_benchmark():
+    measured = (ROOT / "tests/bench/results/speed.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in measured if line.startswith("|")]
+    assert len(rows) > 20
+    readme = README.splitlines()
+    assert [row for row in rows if row not in readme] == []

@@ -8,7 +8,7 @@
 
 A GPU runs behind the program that feeds it. Asking it how many tokens an expert got would empty its queue once per
 layer, so the last two forms have shapes that depend on the number of tokens alone. Tiles are the idea of MegaBlocks
-(arXiv 2211.15841), grouped matmuls that of GShard's successors; all three give the same numbers.
+(arXiv 2211.15841). All three give the same numbers.
 """
 
 from __future__ import annotations
