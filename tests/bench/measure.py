@@ -52,17 +52,22 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def in_turn(
-    ours: Callable[[], object], peer: Callable[[], object], pairs: int, warm_up: int = 2
+    ours: Callable[[], object], peer: Callable[[], object], pairs: int, warm_up: int = 2, ours_a_pair: int = 1
 ) -> tuple[float, float, float]:
-    """(median seconds of ours, of the peer, median of peer / ours pair by pair), the first `warm_up` pairs left out."""
-    times = [(seconds(ours), seconds(peer)) for _ in range(warm_up + pairs)][warm_up:]
+    """(median seconds of ours, of the peer, median of peer / ours pair by pair), the first `warm_up` pairs left out.
+
+    Where the peer takes far longer, ours runs `ours_a_pair` times for each of its runs, and their median counts.
+    """
+    times = [
+        (statistics.median(seconds(ours) for _ in range(ours_a_pair)), seconds(peer)) for _ in range(warm_up + pairs)
+    ][warm_up:]
     mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     return mine, theirs, statistics.median(b / a for a, b in times)
 
 
-def rate(name, peer_name, amount, unit, ours, peer, pairs, bar="", warm_up=2) -> Row:
+def rate(name, peer_name, amount, unit, ours, peer, pairs, bar="", warm_up=2, ours_a_pair=1) -> Row:
     """A row in `amount` per second, such as tokens/s."""
-    mine, theirs, ratio = in_turn(ours, peer, pairs, warm_up)
+    mine, theirs, ratio = in_turn(ours, peer, pairs, warm_up, ours_a_pair)
     return Row(name, peer_name, unit, amount / mine, amount / theirs, ratio, bar)
 
 
