@@ -79,7 +79,7 @@ class FixedKVCache(KVCache):
         return torch.arange(self.capacity, device=self.position.device) <= self.position
 
 
-class _ClippedAttention(nn.Module):
+class ClippedAttention(nn.Module):
     """Keeps each head's largest logit over the forwards of one training step, and rescales the heads beyond tau."""
 
     def __init__(self, n_heads: int):
@@ -130,7 +130,7 @@ class _ClippedAttention(nn.Module):
         return self.w_o(x.transpose(1, 2).flatten(2))  # (B, H, T, d) -> (B, T, D)
 
 
-class MultiHeadAttention(_ClippedAttention):
+class MultiHeadAttention(ClippedAttention):
     """H heads of scaled dot-product attention, each over its own d = D/H channels; no biases."""
 
     def __init__(self, config: KimiConfig):
@@ -190,7 +190,7 @@ def rope(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
 
 
-class MultiHeadLatentAttention(_ClippedAttention):
+class MultiHeadLatentAttention(ClippedAttention):
     """Attention whose keys and values come from one latent of C channels, plus one rotated key that all heads share.
 
     Each head's query and key have n channels without and R with rotation, its value v channels. Training and prefill
