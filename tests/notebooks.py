@@ -7,6 +7,8 @@ running it again changes only what really differs: readable cell ids, counts 1..
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image  # comes with matplotlib
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -65,6 +68,21 @@ def _normal_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | Non
     return output
 
 
+def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Store pictures with a palette of 256 colours: a third of the size, and plots look the same."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = _with_palette(output.data["image/png"])
+
+
+def _with_palette(png: str) -> str:
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    file = io.BytesIO()
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
 def execute(path: Path) -> None:
     """Run a notebook in its folder and store what came out."""
     notebook = nbformat.read(path, as_version=4)
@@ -72,6 +90,7 @@ def execute(path: Path) -> None:
         notebook, timeout=1200, resources={"metadata": {"path": str(path.parent)}}, record_timing=False
     )
     client.execute()
+    shrink_pictures(notebook)
     nbformat.validate(normalise(notebook))
     path.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 

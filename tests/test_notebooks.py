@@ -1,29 +1,28 @@
-"""The stored notebooks are whole: executed from top to bottom, free of what keeps GitHub from showing them."""
+"""The notebooks are whole: executed from top to bottom, in the form that a lesson needs, and true to `utils`."""
 
 import ast
+import importlib
+import re
 
 import nbformat
 import pytest
 
+from tests.form import AS_IN_UTILS, CAPTION, IGNORED, LESSONS, Lesson
 from tests.notebooks import FOLDER, normalise
+from utils.colab import REPOSITORY, first_cell, with_badges
 
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-IGNORED = "nbval-ignore-output"
-
-
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def path(request):
-    return request.param
+FULL = [lesson for lesson in LESSONS if lesson.name < "06"]  # chapters in their final form
+MODULES = [path.stem for path in sorted((FOLDER.parent / "utils").glob("[a-z]*.py"))]
 
 
-@pytest.fixture
-def code(path):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+def lessons(which: list[Lesson]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("lesson", which, ids=lambda lesson: lesson.name)
 
 
-def test_it_is_valid_and_in_the_stored_form(path):
+@lessons(LESSONS)
+def test_it_is_valid_and_in_the_stored_form(lesson):
     """Fault of the original notebook: 88 progress-bar widgets in its metadata keep GitHub from rendering it."""
-    text = path.read_text(encoding="utf-8")
+    text = lesson.path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     assert "widgets" not in notebook.metadata
@@ -31,21 +30,86 @@ def test_it_is_valid_and_in_the_stored_form(path):
     assert len(text) < 500_000
 
 
-def test_every_cell_was_executed_in_order_without_an_error(code):
+@lessons(LESSONS)
+def test_every_cell_was_executed_in_order_without_an_error(lesson):
     """nbval compares nothing where a cell was not executed."""
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert [cell.execution_count for cell in lesson.code] == list(range(1, len(lesson.code) + 1))
+    assert not [output for cell in lesson.code for output in cell.outputs if output.output_type == "error"]
 
 
-def test_what_nbval_does_not_compare_is_little_and_asserted(code):
-    ignored = [cell for cell in code if IGNORED in cell.metadata.get("tags", [])]
-    assert len(ignored) <= len(code) / 4
+@lessons(LESSONS)
+def test_what_nbval_does_not_compare_is_little_and_asserted(lesson):
+    ignored = lesson.tagged(IGNORED)
+    assert len(ignored) <= len(lesson.code) / 4
     for cell in ignored:
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
 
 
-def test_no_cell_is_longer_than_a_screen(code):
-    assert max(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code) <= 35
+@lessons(LESSONS)
+def test_no_cell_is_longer_than_a_screen(lesson):
+    assert lesson.lines()[-1] <= 35
+
+
+@lessons(FULL)
+def test_it_begins_with_the_one_first_cell_and_a_place_for_its_badge(lesson):
+    assert lesson.code[0].source == first_cell()
+    place = f"<!-- colab:{lesson.name} -->"
+    assert (with_badges(place, REPOSITORY) if REPOSITORY else place) in lesson.text[0].splitlines()
+    for part in ("In this notebook you **", "**You need:**", "| hardware | minutes | memory |", "**Shapes.**"):
+        assert part in lesson.text[0], part
+
+
+@lessons(FULL)
+def test_its_form_is_that_of_a_lesson(lesson):
+    """The measures of good courses; see `python -m tests.form`."""
+    form = lesson.form()
+    assert 40 <= form["cells"] <= 90
+    assert form["lines, median"] <= 7 and form["lines, 90 %"] <= 20
+    assert 1.2 <= form["text : code"] <= 2
+    assert 1500 <= form["words"] <= 3500
+    assert 5 <= form["figures"] <= 12 and form["widgets"] >= 1
+    assert form["predictions"] >= 2 and form["exercises"] >= 3
+    assert "<summary>Why</summary>" in "\n".join(lesson.text)
+
+
+@lessons(FULL)
+def test_it_ends_with_what_a_reader_takes_along(lesson):
+    headings = re.findall(r"^#+ (.*)$", "\n".join(lesson.text), re.MULTILINE)
+    for wanted in ("What Kimi K2 does differently at scale", "Takeaways", "What we left out", "References"):
+        assert any(wanted in heading for heading in headings), wanted
+    assert "> **At Kimi K2's size.**" in "\n".join(lesson.text) and "arXiv" in lesson.text[-1]
+
+
+@lessons(FULL)
+def test_every_figure_has_a_caption_and_a_fact_that_is_asserted(lesson):
+    """Pictures are not compared by nbval: what they show is said in words and in an assert."""
+    for number, (cell, after) in enumerate(lesson.figures(), 1):
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
+        caption = CAPTION.match(after)
+        assert caption and int(caption[1]) == number, f"figure {number}: {after[:80]!r}"
+
+
+@lessons(FULL)
+def test_what_it_shows_as_final_is_what_utils_has(lesson):
+    """The syntax trees are equal. A name of this chapter's module means the same in the notebook, tagged or not."""
+    home = {**definitions_of(lesson.name.partition("_")[2])}
+    everywhere = {name: tree for module in MODULES for name, tree in definitions_of(module).items()}
+    shown = [(cell, node) for cell in lesson.tagged(AS_IN_UTILS) for node in defined_in(cell.source)]
+    assert shown
+    for cell, node in shown:
+        assert ast.dump(node) == everywhere.get(node.name), f"{node.name} is not as in utils:\n{cell.source}"
+    for cell in lesson.code:
+        for node in defined_in(cell.source):
+            assert ast.dump(node) == home.get(node.name, ast.dump(node)), f"{node.name} differs from that of utils"
+
+
+def definitions_of(module: str) -> dict[str, str]:
+    source = importlib.import_module(f"utils.{module}").__loader__.get_source(f"utils.{module}")
+    return {node.name: ast.dump(node) for node in defined_in(source)}
+
+
+def defined_in(source: str) -> list[ast.stmt]:
+    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 
 def test_storing_drops_progress_bars_and_keeps_pictures():

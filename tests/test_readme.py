@@ -18,6 +18,8 @@ def imports(path: Path) -> set[str]:
 
 
 ACTUAL = {path.stem: imports(path) for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__"}
+CHECKS = [imports(path) for path in (ROOT / "utils" / "checks").glob("*.py")]  # a package, but one room of the house
+ACTUAL["checks"] = {name for found in CHECKS for name in found if not name.startswith("checks.")}
 
 
 def test_the_architecture_table_is_the_imports():

@@ -154,20 +154,20 @@ def _tensors(model: Kimi) -> dict[str, torch.Tensor]:
         }.items():
             named[f"{layer}.{name}.weight"] = module.weight
         if i < model.config.first_k_dense:
-            named |= _gated(f"{layer}.mlp", ffn.w_up, ffn.w_down)
+            named |= named_as_published(f"{layer}.mlp", ffn.w_up, ffn.w_down)
             continue
         named[f"{layer}.mlp.gate.weight"] = ffn.router.gate.weight
         named[f"{layer}.mlp.gate.e_score_correction_bias"] = ffn.router.expert_bias
         for e, (w_up, w_down) in enumerate(zip(ffn.experts.w_up, ffn.experts.w_down, strict=True)):
-            named |= _gated(f"{layer}.mlp.experts.{e}", w_up, w_down)
+            named |= named_as_published(f"{layer}.mlp.experts.{e}", w_up, w_down)
         # without a shared expert, transformers has one of width 0
         none = ffn.router.gate.weight.new_empty(2, 0, model.config.d_model)
         w_up, w_down = (none, none[0].T) if ffn.shared is None else (ffn.shared.w_up, ffn.shared.w_down)
-        named |= _gated(f"{layer}.mlp.shared_experts", w_up, w_down)
+        named |= named_as_published(f"{layer}.mlp.shared_experts", w_up, w_down)
     return {name: tensor.detach() for name, tensor in named.items()}
 
 
-def _gated(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> dict[str, torch.Tensor]:
+def named_as_published(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> dict[str, torch.Tensor]:
     """w_up (2, F, D), value then gate, and w_down (D, F); the published files call the value `up`."""
     value, gate = w_up
     return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}

@@ -1,0 +1,144 @@
+"""The way into the course: the first cell of a notebook that came alone, the badges, and Colab's older versions."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests.form import IGNORED, LESSONS
+from tests.notebooks import normalise
+from utils import colab
+
+ADDRESS = "https://github.com/someone/kimi-k2"
+# Colab's image of August 2026; torch is this environment's own, for Colab's comes with 5 GB of CUDA.
+COLAB = ["ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0", "datasets==4.0.0"]
+
+
+@pytest.fixture
+def course(tmp_path) -> Path:
+    """A copy of what the address is stamped into."""
+    home = tmp_path / "course"
+    (home / "utils").mkdir(parents=True)
+    shutil.copy(colab.HOME / "utils" / "colab.py", home / "utils")
+    shutil.copy(colab.HOME / "README.md", home)
+    shutil.copytree(colab.HOME / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    return home
+
+
+def test_stamping_writes_the_address_to_every_first_cell_and_badge(course):
+    for address in ("https://github.com/other/name", ADDRESS + ".git"):  # stamping again replaces
+        colab.stamp(course, address)
+    assert f'\nREPOSITORY = "{ADDRESS}"\n' in (course / "utils" / "colab.py").read_text()
+    opened = re.findall(r"colab.research.google.com/github/([^)]*)\)", (course / "README.md").read_text())
+    names = [lesson.name for lesson in LESSONS if f"<!-- colab:{lesson.name} -->" in lesson.text[0]]
+    assert opened == [f"someone/kimi-k2/blob/main/notebooks/{lesson.name}.ipynb" for lesson in LESSONS]
+    for name in names:
+        text = (course / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        notebook = nbformat.reads(text, as_version=4)
+        assert nbformat.writes(normalise(notebook)) + "\n" == text  # still in the stored form
+        assert notebook.cells[1].source == colab.first_cell(ADDRESS)
+        assert f"github/someone/kimi-k2/blob/main/notebooks/{name}.ipynb" in notebook.cells[0].source
+
+
+def test_stamping_changes_nothing_else(course):
+    colab.stamp(course, ADDRESS)
+    for lesson in LESSONS:
+        stamped = nbformat.read(course / "notebooks" / lesson.path.name, as_version=4).cells
+        assert [cell.id for cell in stamped] == [cell.id for cell in lesson.cells]
+        changed = [i for i, (a, b) in enumerate(zip(stamped, lesson.cells, strict=True)) if a != b]
+        assert set(changed) <= {0, 1}
+
+
+@pytest.mark.parametrize("address", ["", "someone/kimi-k2", "http://github.com/a/b", "https://github.com/a/b/tree/c"])
+def test_an_address_that_is_none_is_refused_in_words(course, address):
+    before = (course / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"must be https://github.com/OWNER/NAME"):
+        colab.stamp(course, address)
+    assert (course / "README.md").read_text() == before
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> Path:
+    """The course as it stands in this folder, as a git repository to clone from."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed, and it is what the first cell clones with")
+    home = tmp_path_factory.mktemp("repository") / "course"
+    shutil.copytree(colab.HOME / "utils", home / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "course"]):
+        subprocess.run(["git", *command], cwd=home, check=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def jupyter_path(tmp_path_factory) -> Path:
+    """Where a kernel "colab" is found: it has `google.colab` and Colab's versions of what the notebooks import."""
+    home = tmp_path_factory.mktemp("colab")
+    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+    python = home / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *COLAB]
+    installed = subprocess.run(install, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"Colab's versions could not be installed: {installed.stderr.strip().splitlines()[-1]}")
+    library = Path(subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip())  # fmt: skip
+    (library / "torch_from_here.pth").write_text(sysconfig.get_path("purelib") + "\n")  # searched after its own
+    (library / "google" / "colab").mkdir(parents=True)
+    (library / "google" / "colab" / "__init__.py").write_text("")
+    (library / "google.pth").write_text("import google.colab\n")  # imported before any cell, as in Colab's kernel
+    spec = home / "kernels" / "colab"
+    spec.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    return home
+
+
+def run_alone(notebook, folder: Path, jupyter_path: Path, address: str) -> None:
+    """Execute a notebook in an empty folder, with the address in the form field of its first cell."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source = re.sub('(?m)^REPOSITORY = ".*?"', f'REPOSITORY = "{address}"', first.source)
+    settings = {"metadata": {"path": str(folder)}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(jupyter_path))
+        patch.delenv("TINYSTORIES_PATH", raising=False)  # the stories that come with the course
+        NotebookClient(notebook, timeout=600, kernel_name="colab", resources=settings).execute()
+
+
+@pytest.mark.parametrize("lesson", [lesson for lesson in LESSONS if lesson.name < "06"], ids=lambda lesson: lesson.name)
+def test_it_runs_alone_on_colabs_versions(lesson, tmp_path, jupyter_path, repository):
+    """Opened by its badge: one file in an empty folder. Its printed results are those that are stored."""
+    notebook = nbformat.read(lesson.path, as_version=4)
+    run_alone(notebook, tmp_path, jupyter_path, str(repository))
+    assert (tmp_path / "kimi-k2-from-scratch" / "utils").is_dir()
+    ran = [cell for cell in normalise(notebook).cells if cell.cell_type == "code"]
+    for new, stored in zip(ran[1:], lesson.code[1:], strict=True):
+        if IGNORED not in stored.metadata.get("tags", []):
+            assert printed(new) == printed(stored), stored.source
+
+
+def test_the_kernel_is_like_colabs(tmp_path, jupyter_path):
+    code = 'import sys, ipywidgets, datasets, IPython\nassert "google.colab" in sys.modules\n'
+    code += "print(ipywidgets.__version__, IPython.__version__, datasets.__version__)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    run_alone(notebook, tmp_path, jupyter_path, "")
+    assert printed(notebook.cells[0]) == "7.7.1 7.34.0 4.0.0\n"
+
+
+def test_without_an_address_the_first_cell_asks_for_it(tmp_path, jupyter_path):
+    cell = nbformat.v4.new_code_cell(colab.first_cell(""))
+    with pytest.raises(CellExecutionError, match="write the address of the course's git repository into the field"):
+        run_alone(nbformat.v4.new_notebook(cells=[cell]), tmp_path, jupyter_path, "")
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")

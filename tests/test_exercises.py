@@ -1,0 +1,79 @@
+"""The exercises of the notebooks: what a reader is told for a stub, the solution and typical wrong answers."""
+
+import contextlib
+import importlib
+import io
+import re
+
+import pytest
+import torch
+
+from tests.form import LESSONS, Exercise, Lesson
+from utils.checks.verdict import Mistake, check, expect, expect_tensor
+
+EXERCISES = [(lesson, exercise) for lesson in LESSONS for exercise in lesson.exercises()]
+NAMES = [f"{lesson.name}-{exercise.name}" for lesson, exercise in EXERCISES]
+
+
+def wrong_answers(lesson: Lesson) -> dict[str, list[tuple[str, str]]]:
+    return importlib.import_module(f"tests.exercises.{lesson.name.partition('_')[2]}").WRONG
+
+
+def told(lesson: Lesson, code: str) -> str:
+    """What is printed when `code` runs with the notebook's imports and nothing else of it."""
+    printed, names = io.StringIO(), {}
+    exec(lesson.imports(), names)
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    return printed.getvalue().rstrip("\n")
+
+
+@pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
+def test_a_stub_is_not_attempted_yet(lesson: Lesson, exercise: Exercise):
+    assert told(lesson, exercise.stub) == "not attempted yet"
+
+
+@pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
+def test_the_solution_is_right(lesson: Lesson, exercise: Exercise):
+    praise = told(lesson, f"{exercise.solution}\n{exercise.call}")
+    assert praise.startswith("right: ") and len(praise.splitlines()) == 1
+
+
+@pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
+def test_wrong_answers_are_told_their_mistake(lesson: Lesson, exercise: Exercise):
+    answers = wrong_answers(lesson)[exercise.name]
+    assert len(answers) >= 3
+    messages = [told(lesson, f"{code}\n{exercise.call}") for code, _ in answers]
+    for message, (code, words) in zip(messages, answers, strict=True):
+        assert message.startswith("not yet: ") and "your code stopped" not in message, f"{code}\n{message}"
+        assert words in message, f"{code}\n{message}"
+        assert len(message.splitlines()) <= 3 and all(len(line) <= 120 for line in message.splitlines()), message
+    assert len(set(messages)) == len(messages), "each mistake has a message of its own"
+
+
+@pytest.mark.parametrize("lesson", [lesson for lesson in LESSONS if lesson.exercises()], ids=lambda lesson: lesson.name)
+def test_wrong_answers_are_for_exercises_that_exist(lesson: Lesson):
+    assert set(wrong_answers(lesson)) == {exercise.name for exercise in lesson.exercises()}
+
+
+def test_a_check_tells_and_never_raises(capsys):
+    @check
+    def check_sum(add) -> str:
+        """Sum of two numbers."""
+        expect(add(1, 2) == 3, "1 + 2 is 3")
+        return "sums"
+
+    for answer in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a.b, lambda: 0):
+        assert check_sum(answer) is None
+    right, wrong, broken, misused = capsys.readouterr().out.splitlines()
+    assert (right, wrong) == ("right: sums", "not yet: 1 + 2 is 3")
+    assert broken == "not yet: your code stopped with AttributeError: 'int' object has no attribute 'b'"
+    assert misused.startswith("not yet: your code stopped with TypeError")
+    assert (check_sum.__name__, check_sum.__doc__) == ("check_sum", "Sum of two numbers.")
+
+
+def test_a_tensor_is_expected_in_words():
+    for answer, words in ((None, "return"), (1.0, "float"), (torch.zeros(2, 3), "(2, 3)")):
+        with pytest.raises(Mistake, match=re.escape(words)):
+            expect_tensor(answer, (3, 2))
+    assert expect_tensor(torch.zeros(3, 2), (3, 2)).shape == (3, 2)

@@ -1,0 +1,131 @@
+"""Checks of the exercises of 05_muonclip."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.muonclip import NEWTON_SCHULZ
+
+
+def _with_values(values: list[float], rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix with these singular values, in float64, and its directions (rows, k) and (columns, k)."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.double))[0]
+        for n in (rows, columns)
+    )
+    return left @ torch.diag(torch.tensor(values, dtype=torch.double)) @ right.mT, left, right
+
+
+@check
+def check_newton_schulz_step(step) -> str:
+    """One step moves each singular value by a s + b s^3 + c s^5 and turns no direction; wide, square and tall."""
+    a, b, c = NEWTON_SCHULZ
+    s = torch.tensor([0.7, 0.3, 0.1], dtype=torch.double)
+    for rows, columns in ((3, 5), (3, 3), (5, 3)):
+        x, left, right = _with_values(s.tolist(), rows, columns)
+        got = expect_tensor(step(x.clone()), (rows, columns))
+        moved = left.mT @ got @ right  # (3, 3), diagonal while no direction turns
+        values = moved.diagonal()
+        turned = not close(got, left @ torch.diag(values) @ right.mT)
+        expect(
+            not turned,
+            "the directions turned: x**3 cubes each number on its own, but a power of the\n"
+            "singular values is a product of matrices: x @ x.mT @ x has the values s**3",
+        )
+        for wrong, mistake in (
+            (1.5 * s - 0.5 * s**3, "that is the cubic of the textbook: 0.01 needs about 12 of its steps, not 5"),
+            (a * s - b * s**3 + c * s**5, "b is negative already: with another minus sign the values only grow"),
+            (a * s + b * s**3, "the fifth power is missing: c multiplies A @ A @ x, and only it stops the fall"),
+            (a * s + (b + c) * s**3, "c multiplies A @ x in your step, it must be A @ A @ x: s**5, not s**3"),
+            (b * s**3 + c * s**5, "a * x is missing: small values would vanish instead of growing 3.44 times"),
+        ):
+            expect(not close(values, wrong), mistake)
+        norm = s.square().sum().sqrt()
+        shrunk = s / norm
+        expect(
+            not close(values, a * shrunk + b * shrunk**3 + c * shrunk**5),
+            "you divide by the norm inside the step: that happens once, before the first step",
+        )
+        expected = a * s + b * s**3 + c * s**5
+        expect(
+            close(values, expected),
+            f"the value 0.3 must become {expected[1]:.4f} (a s + b s^3 + c s^5), yours becomes {values[1]:.4f}",
+        )
+    return "five of these replace a singular value decomposition, and a GPU does them in bf16"
+
+
+@check
+def check_muon_update(update) -> str:
+    """The update has RMS 0.2 for an orthogonal direction of any shape, also in stacks, and is linear in it."""
+    for rows, columns in ((64, 16), (16, 64), (32, 32)):
+        direction, _, _ = _with_values([1.0] * min(rows, columns), rows, columns)
+        got = expect_tensor(update(direction.clone()), (rows, columns))
+        factor = (got * direction).sum().item() / direction.square().sum().item()
+        small, large = min(rows, columns), max(rows, columns)
+        for wrong, mistake in (
+            (math.sqrt(large), "the RMS is 1, five times AdamW's: the target 0.2 is missing"),
+            (0.2 * large, "the root is missing: the RMS of an orthogonal matrix is 1 / sqrt(max(n, m))"),
+            (0.2 * math.sqrt(rows * columns), "n * m is for one direction alone; min(n, m) of them share the matrix"),
+            (math.sqrt(max(1, rows / columns)), "the first Muon scaled by rows / columns, Moonlight does not"),
+            (1.0, "nothing was scaled: a wide layer would hardly move beside a narrow one"),
+        ):
+            expect(not close(factor, wrong), mistake)
+        expect(
+            small == large or not close(factor, 0.2 * math.sqrt(small)),
+            "you took the smaller side: singular values fill the larger one, it must be max(n, m)",
+        )
+        rms = got.square().mean().sqrt().item()
+        expect(close(rms, 0.2), f"for shape ({rows}, {columns}) the RMS must be 0.2, yours is {rms:.3f}")
+    uneven, _, _ = _with_values([1.1, 0.9, 0.7], 3, 6)
+    expect(
+        close(update(uneven), 0.2 * math.sqrt(6) * uneven),
+        "you divide by the measured RMS: then a direction of zeros becomes nan; the factor\ndepends on the shape alone",
+    )
+    stack = uneven.expand(8, 3, 6)
+    expect(
+        close(update(stack), 0.2 * math.sqrt(6) * stack),
+        "of a stack (8, 3, 6) the last two dimensions are the matrix: take shape[-2:], not shape[0] or shape[1]",
+    )
+    return "one learning rate now fits every shape, and AdamW's weights beside them"
+
+
+@check
+def check_clip_heads(clip) -> str:
+    """Every logit of head h shrinks by min(1, tau / S_h), the shared key stays, query and key share the work."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3, 4, 6), (3, 2, 6), (3, 4, 5), (2, 7))  # q_nope, q_rope, k_nope by head, k_rope for all
+    old = [torch.randn(size, generator=generator, dtype=torch.double) for size in sizes]
+    largest, tau = torch.tensor([120.0, 50.0, 400.0], dtype=torch.double), 100.0
+    gamma = (tau / largest).clamp(max=1.0)  # (3,)
+    new = clip(*(w.clone() for w in old), largest.clone(), tau)
+    expect(isinstance(new, tuple | list) and len(new) == 4, "return four tensors: q_nope, q_rope, k_nope, k_rope")
+    q_n, q_r, k_n, k_r = (expect_tensor(w, size) for w, size in zip(new, sizes, strict=True))
+    expect(
+        close(k_r, old[3]),
+        "the rotated key is shared by all heads: whoever scales it changes the heads that are healthy",
+    )
+    by_q, by_r, by_k = ((w / was).mean((1, 2)) for w, was in zip((q_n, q_r, k_n), old, strict=False))  # (3,) each
+    expect(by_q[1] <= 1.001, "head 1 is below tau and yet it grew: gamma is min(1, tau / S), never above 1")
+    expect(
+        not close(by_q * by_k, (tau / largest.max()).expand(3)),
+        "all heads shrink alike: gamma has one value for each head, healthy heads keep 1",
+    )
+    expect(
+        not close(by_q * by_k, gamma**2),
+        "gamma on the query and gamma on the key make gamma squared: each side gets the root",
+    )
+    expect(
+        not close(by_r, gamma.sqrt()),
+        "sqrt(gamma) on q_rope leaves its logits too large: the shared key cannot give\n"
+        "the other half, so q_rope takes all of gamma",
+    )
+    expect(not close(by_r, torch.ones(3)), "q_rope is untouched: its part of the logits stays as large as it was")
+    for part, by in (("q_nope times k_nope", by_q * by_k), ("q_rope times k_rope", by_r)):
+        off = (by - gamma).abs().argmax()
+        expect(close(by, gamma), f"{part}, head {off}: must shrink by {gamma[off]:.3f}, yours by {by[off]:.3f}")
+    expect(close(by_q, by_k), "the logits are right, but one side carries it all: q_nope and k_nope share it evenly")
+    return "each logit of a clipped head shrinks by its gamma, and no other head feels it"
