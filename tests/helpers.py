@@ -1,11 +1,14 @@
 """What several test files share: models small enough to run in milliseconds, and tokens for them."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from utils.config import KimiConfig
 from utils.model import Kimi
+from utils.tokenizer import WordTokenizer
 
 TINY = dict(block_size=16, d_model=32, n_heads=4, n_layers=2, d_ff=48, n_experts=4, top_k=2, dropout=0.0)
 TINY_K2 = dict(
@@ -63,3 +66,14 @@ def every_expert_on_every_token(experts, x, weights, chosen):
         out = F.linear(value * F.silu(gate), experts.w_down[e])
         y = y + out * (weights * (chosen == e)).sum(-1, keepdim=True)
     return y
+
+
+def storyteller(text: str, architecture="nano", seed=0, ends=True, **changes) -> Kimi:
+    """A model that knows the words of `text`; where it never ends, <|endoftext|> is impossible."""
+    tokenizer = WordTokenizer.train([text])
+    model = TINY_MODELS[architecture](len(tokenizer), seed, **changes)
+    model.tokenizer = tokenizer
+    if not ends:
+        eos = torch.tensor([tokenizer.eos_id])
+        model.head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, eos, -math.inf))
+    return model

@@ -1,11 +1,7 @@
 """The way into the course: the first cell of a notebook that came alone, the badges, and Colab's older versions."""
 
-import json
 import re
 import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import nbformat
@@ -18,8 +14,6 @@ from tests.notebooks import normalise
 from utils import colab
 
 ADDRESS = "https://github.com/someone/kimi-k2"
-# Colab's image of August 2026; torch is this environment's own, for Colab's comes with 5 GB of CUDA.
-COLAB = ["ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0", "datasets==4.0.0"]
 
 
 @pytest.fixture
@@ -63,44 +57,6 @@ def test_an_address_that_is_none_is_refused_in_words(course, address):
     with pytest.raises(ValueError, match=r"must be https://github.com/OWNER/NAME"):
         colab.stamp(course, address)
     assert (course / "README.md").read_text() == before
-
-
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory) -> Path:
-    """The course as it stands in this folder, as a git repository to clone from."""
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed, and it is what the first cell clones with")
-    home = tmp_path_factory.mktemp("repository") / "course"
-    shutil.copytree(colab.HOME / "utils", home / "utils", ignore=shutil.ignore_patterns("__pycache__"))
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "course"]):
-        subprocess.run(["git", *command], cwd=home, check=True)
-    return home
-
-
-@pytest.fixture(scope="session")
-def jupyter_path(tmp_path_factory) -> Path:
-    """Where a kernel "colab" is found: it has `google.colab` and Colab's versions of what the notebooks import."""
-    home = tmp_path_factory.mktemp("colab")
-    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
-    python = home / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *COLAB]
-    installed = subprocess.run(install, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"Colab's versions could not be installed: {installed.stderr.strip().splitlines()[-1]}")
-    library = Path(subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip())  # fmt: skip
-    (library / "torch_from_here.pth").write_text(sysconfig.get_path("purelib") + "\n")  # searched after its own
-    (library / "google" / "colab").mkdir(parents=True)
-    (library / "google" / "colab" / "__init__.py").write_text("")
-    (library / "google.pth").write_text("import google.colab\n")  # imported before any cell, as in Colab's kernel
-    spec = home / "kernels" / "colab"
-    spec.mkdir(parents=True)
-    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
-    return home
 
 
 def run_alone(notebook, folder: Path, jupyter_path: Path, address: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny_model
+from utils.decoding import Decoder
 from utils.generation import Sampling, generate, next_token_probabilities, sample, stream
 from utils.tokenizer import WordTokenizer
 
@@ -121,10 +122,19 @@ def test_a_seed_repeats_a_story_and_no_seed_does_not(model):
 
 def test_the_draws_follow_the_probabilities(model):
     tokens = torch.tensor([model.tokenizer.encode("the cat")]).expand(4000, -1)
-    drawn, p = next(sample(model, tokens, Sampling(1.0), torch.Generator().manual_seed(0)))
+    drawn, p = next(sample(Decoder(model), tokens, Sampling(1.0), torch.Generator().manual_seed(0)))
     share = torch.bincount(drawn, minlength=p.shape[1]) / len(drawn)
     assert (share - p[0]).abs().max() < 0.03
     torch.testing.assert_close(p[0], next_token_probabilities(model, "the cat"))
+
+
+def test_a_decoder_that_was_used_before_makes_no_difference(model):
+    tokens, decoder = torch.tensor([model.tokenizer.encode("the cat")]), Decoder(model)
+    expected = generate(model, "the cat", 5, temperature=1.0, seed=0, stop_at_eos=False)
+    for _ in range(2):
+        choices = sample(decoder, tokens, Sampling(1.0), torch.Generator().manual_seed(0))
+        told = [next(choices)[0].item() for _ in range(5)]
+        assert told == model.tokenizer.encode(expected)[2:]
 
 
 def test_dropout_is_off_while_a_story_is_told():

@@ -25,6 +25,7 @@ import transformers
 
 from tests.helpers import random_tokens, tiny_model
 from utils.config import KimiConfig
+from utils.decoding import Decoder
 from utils.generation import Sampling, generate, sample
 from utils.hf import DEFAULTS, FIELDS, FIXED, export_hf, import_hf
 from utils.model import Kimi, count_parameters
@@ -191,7 +192,7 @@ def test_greedy_tokens_are_those_of_transformers(shape, tmp_path):
     ours = random_model(shape)
     export_hf(ours, tmp_path)
     x = random_tokens(3, 7, VOCAB)
-    choices = sample(ours, x, Sampling(temperature=0), torch.Generator())
+    choices = sample(Decoder(ours), x, Sampling(temperature=0), torch.Generator())
     expected = oracle(tmp_path).generate(x, max_new_tokens=40, do_sample=False, attention_mask=torch.ones_like(x))
     assert torch.stack([next(choices)[0] for _ in range(40)], dim=1).tolist() == expected[:, 7:].tolist()
 

@@ -13,7 +13,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def imports(path: Path) -> set[str]:
     """The modules of `utils` that a file imports, at the top or inside a function."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    lines = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {node.module for node in lines}
+    names |= {f"utils.{alias.name}" for node in lines if node.module == "utils" for alias in node.names}
     return {name.removeprefix("utils.") for name in names if name and name.startswith("utils.")}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from utils.data import TokenData
+from utils.decoding import Decoder
 from utils.device import autocast
 from utils.generation import Sampling, prompt_ids, sample
 from utils.model import Kimi
@@ -82,12 +83,12 @@ def tell_stories(
     """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens."""
     tok, start = model.tokenizer, prompt_ids(model, prompt)
     generator = torch.Generator().manual_seed(seed)
-    stories = []
+    decoder, stories = Decoder(model), []
     for first in range(0, n, BATCH):
         count = min(BATCH, n - first)
         columns, ended = [], torch.zeros(count, dtype=torch.bool)
         tokens = torch.tensor([start]).expand(count, -1)
-        for new, _ in islice(sample(model, tokens, Sampling(temperature), generator), max_new_tokens):
+        for new, _ in islice(sample(decoder, tokens, Sampling(temperature), generator), max_new_tokens):
             columns.append(new.cpu())
             ended |= columns[-1] == tok.eos_id
             if ended.all():

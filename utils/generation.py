@@ -64,21 +64,16 @@ class Sampling:
 
 
 def sample(
-    model: Kimi,
-    tokens: torch.Tensor,
-    sampling: Sampling,
-    generator: torch.Generator,
-    number_format: str = "auto",
+    decoder: Decoder, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (next tokens (B,), their probabilities (B, V)) after `tokens` (B, T), T at most the block size.
 
     Each position is computed once and remembered in the cache. When the block is full, the newer half is read again
     from position 0 and the older half forgotten, so generation goes on for ever at the same speed.
     """
-    block = model.config.block_size
-    device = model.device
-    model.eval()
-    decoder = Decoder(model, number_format)
+    model = decoder.model
+    block, device = model.config.block_size, model.device
+    decoder.restart()
     tokens = new = tokens.to(device)  # (B, T)
     seen = torch.zeros(len(tokens), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
@@ -125,7 +120,7 @@ def stream(
     ids = prompt_ids(model, prompt)
     generator = torch.Generator()
     _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    choices = sample(model, torch.tensor([ids]), sampling, generator, number_format)
+    choices = sample(Decoder(model, number_format), torch.tensor([ids]), sampling, generator)
     return _pieces(model.tokenizer, prompt, ids, choices, max_new_tokens, stop_at_eos)
 
 
@@ -171,7 +166,7 @@ def next_token_probabilities(model: Kimi, prompt: str, **settings) -> torch.Tens
     Without settings these are the model's own probabilities (temperature 1).
     """
     sampling = Sampling(**{"temperature": 1.0, **settings})
-    _, p = next(sample(model, torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
+    _, p = next(sample(Decoder(model), torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
     return p[0].cpu()
 
 

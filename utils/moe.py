@@ -22,14 +22,16 @@ from utils.swiglu import FeedForward, swiglu
 class SoftmaxRouter(nn.Module):
     """Chooses K of E experts for each token and how much each counts.
 
-    After a forward pass `load` (E,) says how many tokens went to each expert, and in training `balance_loss` is the
-    differentiable load-balancing loss of the Switch Transformer (arXiv 2101.03961, sec. 2.2), 1 at perfect balance.
+    After a forward pass `chosen` holds the choice, `load` (E,) says how many tokens went to each expert, and in
+    training `balance_loss` is the differentiable load-balancing loss of the Switch Transformer (arXiv 2101.03961,
+    sec. 2.2), 1 at perfect balance.
     """
 
     def __init__(self, d_model: int, n_experts: int, top_k: int):
         super().__init__()
         self.n_experts, self.top_k = n_experts, top_k
         self.gate = nn.Linear(d_model, n_experts, bias=False)
+        self.chosen = torch.zeros(0, top_k, dtype=torch.long)
         self.load = torch.zeros(n_experts, dtype=torch.long)
         self.balance_loss = torch.zeros(())
 
@@ -38,7 +40,7 @@ class SoftmaxRouter(nn.Module):
         logits = self.gate(x).float()  # (..., E)
         top, chosen = logits.topk(self.top_k, dim=-1)  # (..., K)
         weights = top.softmax(dim=-1)  # over the K experts of one token, never over tokens
-        self.load = count_choices(chosen, self.n_experts)  # (E,)
+        self.chosen, self.load = chosen, count_choices(chosen, self.n_experts)  # (..., K), (E,)
         if self.training:
             share = self.load / chosen.numel()  # (E,) sums to 1, carries no gradient
             mean = logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)  # (E,)
@@ -51,8 +53,9 @@ class SigmoidRouter(nn.Module):
 
     The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts that got fewer tokens
     than the mean and down for the others (arXiv 2408.15664). Where experts are in groups, a token first keeps the
-    groups whose two best biased scores are largest. After a forward pass `load` (E,) says how many tokens went to each
-    expert, and in training `balance_loss` is the sequence-level loss of DeepSeek-V3 (sec. 2.1.2), 1 at perfect balance.
+    groups whose two best biased scores are largest. After a forward pass `chosen` holds the choice, `load` (E,) says
+    how many tokens went to each expert, and in training `balance_loss` is the sequence-level loss of DeepSeek-V3
+    (sec. 2.1.2), 1 at perfect balance.
     """
 
     def __init__(self, config: KimiConfig):
@@ -61,6 +64,7 @@ class SigmoidRouter(nn.Module):
         self.n_group, self.topk_group, self.bias_rate = config.n_group, config.topk_group, config.bias_rate
         self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
         self.register_buffer("expert_bias", torch.zeros(config.n_experts))
+        self.chosen = torch.zeros(0, config.top_k, dtype=torch.long)
         self.load = torch.zeros(config.n_experts, dtype=torch.long)
         self.step_load = torch.zeros(config.n_experts, dtype=torch.long)  # since the last update of the bias
         self.balance_loss = torch.zeros(())
@@ -72,7 +76,7 @@ class SigmoidRouter(nn.Module):
         chosen = self._choose(scores.detach() + self.expert_bias)  # (..., T, K)
         weights = scores.gather(-1, chosen)
         weights = self.scaling * weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        self.load = count_choices(chosen, self.n_experts)  # (E,)
+        self.chosen, self.load = chosen, count_choices(chosen, self.n_experts)  # (..., K), (E,)
         if self.training:
             self.step_load = self.step_load.to(self.load.device) + self.load
             self.balance_loss = self._balance_loss(scores, chosen)

@@ -89,6 +89,14 @@ class WordTokenizer:
         """
         return [self._ids.get(word, self.unk_id) for word in _split(text)]
 
+    def pieces(self, text: str) -> list[str]:
+        """`text` cut before each token that `encode` finds, spaces and capitals as they stand; [] where it cannot be.
+
+        (A letter that becomes two in lower case, İ, may become two tokens.)
+        """
+        cuts = [match[0] for match in re.finditer(rf"\s*(?:{_SPECIAL.pattern}|{_TOKEN.pattern})", text)]
+        return cuts if len(cuts) == len(self.encode(text)) else []
+
     def decode(self, ids: Iterable[int]) -> str:
         """Readable English for `ids`, see `Detokenizer`; encode(decode(ids)) gives the ids back.
 
@@ -209,7 +217,11 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The text held back.  More ids may be pushed; they continue the text."""
-        return "".join([self._next() for _ in range(len(self._waiting))])
+        return "".join(self.rest())
+
+    def rest(self) -> list[str]:
+        """What `flush` returns, token by token."""
+        return [self._next() for _ in range(len(self._waiting))]
 
     def _next(self) -> str:
         token = self._waiting.popleft()

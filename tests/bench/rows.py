@@ -15,6 +15,7 @@ from tests.bench.measure import Row, child, cost, in_turn, rate
 from tests.bench.peers import Dense, transformers_twin
 from tests.bench.shapes import flops_per_token, shape, tokens
 from utils.checkpoint import save_checkpoint
+from utils.decoding import Decoder
 from utils.device import autocast
 from utils.generation import Sampling, sample
 from utils.grammar import builtin_stories
@@ -108,7 +109,7 @@ def generation(number_format: str) -> Iterator[Row]:
 
 def tell(model: Kimi, start: torch.Tensor, length: int, number_format: str) -> None:
     """What `generate` does with each token, without making text of it."""
-    choices = sample(model, start, Sampling(temperature=0), torch.Generator(), number_format)
+    choices = sample(Decoder(model, number_format), start, Sampling(temperature=0), torch.Generator())
     for _ in range(length):
         next(choices)
 

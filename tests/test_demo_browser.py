@@ -1,0 +1,104 @@
+"""The story demo in JupyterLab, in a real browser: what a reader clicks and types works as it should."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.browser import CHROMIUM, button, control, lab
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+
+# An untrained model ends a story by chance alone, and with this seed not for a thousand words: time to stop it.
+CODE = """
+from utils.config import PRESETS, KimiConfig
+from utils.demo import story_demo
+from utils.model import Kimi
+from utils.stories import builtin_stories
+from utils.tokenizer import WordTokenizer
+
+tok = WordTokenizer.train(builtin_stories(300))
+model = Kimi(KimiConfig.k2_mini(len(tok), **{**PRESETS["k2"]["laptop"].model, "n_layers": 6}))
+model.tokenizer = tok
+demo = story_demo(model)
+demo.length.value, demo.seed.value = 500, 11
+demo
+"""
+PROMPT = 'Lily <script>window.bad = 1</script> said "no" 🙂'
+STORY = ".story-demo .story"
+
+
+def test_a_reader_tells_stops_looks_and_saves(tmp_path: Path):
+    with lab(CODE) as page:
+        prompt = control(page, "Prompt")
+        prompt.fill(PROMPT)
+        button(page, "Generate").click()
+        lengths = [grown(page, more_than=len(PROMPT))]
+        for _ in range(4):  # it grows under the reader's eyes
+            lengths.append(grown(page, more_than=lengths[-1]))
+        grown(page, more_than=len(PROMPT) + 200)
+        waits = [stop(page, lambda: button(page, "Stop").click())]
+        words = page.locator(".story-demo .words button")
+        told = words.count()
+        assert 20 < told < 500 and page.locator("text=/stopped: \\d+ words/").count() == 1
+        assert "".join(words.all_inner_texts()).replace(" ", "").startswith(PROMPT.replace(" ", ""))
+        assert page.evaluate("() => window.bad") is None
+
+        words.nth(30).click()  # what did the model think of instead?
+        rivals = page.locator(".story-demo table.rivals tr")
+        rivals.first.wait_for()
+        assert rivals.count() in (10, 11) and page.locator(".story-demo tr.chosen").count() == 1
+
+        by_probability = colours(words)
+        control(page, "Colour").select_option(label="by expert of layer 2")
+        page.wait_for_function(f"() => {COLOUR_OF_30} !== {json.dumps(by_probability[30])}")
+        assert 2 < len(set(colours(words))) <= 9  # eight experts, and none for what was not read
+
+        button(page, "Continue").click()
+        grown(page, more_than=0)
+        waits.append(stop(page, lambda: page.keyboard.press("Escape")))
+        assert words.count() > told
+
+        prompt.press("Enter")
+        grown(page, more_than=len(PROMPT))
+        waits.append(stop(page, lambda: page.keyboard.press("Escape")))
+        assert min(waits) < 0.3, waits
+
+        button(page, "Save").click()
+        page.locator(".story-demo a[download]").nth(1).wait_for()
+        for link in page.locator(".story-demo a[download]").all():
+            with page.expect_download() as download:
+                link.click()
+            download.value.save_as(tmp_path / download.value.suggested_filename)
+        (reading,) = json.loads((tmp_path / "story-001.json").read_text(encoding="utf-8"))
+        assert reading["prompt"] == PROMPT and len(reading["words"]) == words.count()
+        assert (tmp_path / "story-001.txt").read_text(encoding="utf-8").strip() == reading["text"]
+
+        reached = set()  # everything by Tab alone
+        prompt.focus()
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("() => document.activeElement.closest('.story-demo button')?.innerText"))
+        assert {"Generate", "Continue", "Clear", "Roll a seed", words.nth(0).inner_text()} <= reached
+
+
+COLOUR_OF_30 = "getComputedStyle(document.querySelectorAll('.story-demo .words button')[30]).backgroundColor"
+
+
+def colours(words) -> list[str]:
+    return words.evaluate_all("all => all.map(word => getComputedStyle(word).backgroundColor)")
+
+
+def grown(page, more_than: int) -> int:
+    """Wait until the story on the page is longer; its length."""
+    page.wait_for_function(f"() => document.querySelector('{STORY}')?.innerText.length > {more_than}")
+    return len(page.locator(STORY).inner_text())
+
+
+def stop(page, act) -> float:
+    """Seconds from the reader's act to a stopped story."""
+    start = time.monotonic()
+    act()
+    page.wait_for_selector("text=/stopped: \\d+ words/")
+    return time.monotonic() - start

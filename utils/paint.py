@@ -1,0 +1,108 @@
+"""A `Reading` as HTML: its words in colours, the rivals of a word, the load of the experts.
+
+Colours are veils over the page's own background, so that the text stays readable in dark and light themes. Everything
+that a reader or a model wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+from html import escape
+
+from utils.reading import Reading, Word
+
+STYLE = """
+.story-demo { max-width: 60em; }
+.story-demo .story { line-height: 1.7; white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; }
+.story-demo .story span { padding: 1px 0; border-radius: 3px; }
+.story-demo .prompt { font-style: italic; opacity: 0.75; }
+.story-demo .again { text-decoration: underline dotted; }
+.story-demo .words, .story-demo .words > div { display: flex; flex-wrap: wrap; width: auto; height: auto; margin: 0; }
+.story-demo .words button { width: auto; height: auto; min-width: 0; padding: 1px; margin: 1px 0; border: none;
+  box-shadow: none; line-height: 1.5; font: inherit; color: inherit; border-radius: 3px; }
+.story-demo .words button:focus-visible, .story-demo .words button.mod-active { outline: 2px solid currentColor; }
+.story-demo .chosen { font-weight: bold; }
+.story-demo .bar { display: inline-block; height: 0.8em; background: #0072B2; border-radius: 2px; }
+.story-demo table.rivals td, .story-demo table.load td { padding: 0 8px 0 0; text-align: left; border: none;
+  line-height: 1.4; white-space: nowrap; }
+.story-demo .copy { font-size: inherit; line-height: 1.4; padding: 2px 10px; }
+.story-demo .error { border-left: 4px solid #D55E00; padding-left: 8px; }
+"""
+UNCOLOURED, BY_PROBABILITY = "not", "by probability"
+
+
+def expert_colour(expert: int, n_experts: int) -> str:
+    """A veil for an expert; neighbours differ in hue, and hues go round once."""
+    r, g, b = colorsys.hsv_to_rgb(expert / n_experts, 0.8, 0.9)
+    return f"rgba({255 * r:.0f},{255 * g:.0f},{255 * b:.0f},0.35)"
+
+
+def veil(word: Word, colouring: str | int, n_experts: int) -> str:
+    """The CSS background of a word: `colouring` is UNCOLOURED, BY_PROBABILITY or a layer. "" for none."""
+    if colouring == BY_PROBABILITY and word.probability is not None:
+        return f"rgba(213,94,0,{0.6 * (1 - word.probability):.2f})"  # the more surprising, the redder
+    if colouring in word.experts:
+        return expert_colour(word.experts[colouring][0], n_experts)
+    return ""
+
+
+def story(reading: Reading, colouring: str | int = UNCOLOURED) -> str:
+    """The whole story, word by word."""
+    n_experts = reading.n_experts
+    spans = []
+    for place, word in enumerate(reading.words):
+        colour = veil(word, colouring, n_experts)
+        style = f' style="background:{colour}"' if colour else ""
+        spans.append(f'<span class="{kind(reading, place)}"{style}>{escape(word.text)}</span>')
+    return f'<div class="story">{"".join(spans)}</div>'
+
+
+def kind(reading: Reading, place: int) -> str:
+    """prompt, again (a word of the prompt that the model uses) or told."""
+    if place < reading.n_prompt:
+        return "prompt"
+    return "again" if reading.repeats_prompt(reading.words[place]) else "told"
+
+
+def rivals(reading: Reading, place: int) -> str:
+    """The ten likeliest words at a place, with their probabilities; the chosen one stands out."""
+    word = reading.words[place]
+    name = escape(reading.name(word.token))
+    experts = "".join(
+        f"<br>layer {layer + 1}: read by expert{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))}"
+        for layer, chosen in word.experts.items()
+    )
+    if word.probability is None:
+        return f"<p><b>{name}</b>: said by the prompt{experts}</p>"
+    rows = [_rival(reading, token, p, token == word.token) for token, p in word.rivals]
+    if word.token not in [token for token, _ in word.rivals]:
+        rows.append(_rival(reading, word.token, word.probability, True))
+    head = f"<p>Word {place - reading.n_prompt + 1}: <b>{name}</b>, probability {word.probability:.3f}{experts}</p>"
+    return f'{head}<table class="rivals">{"".join(rows)}</table>'
+
+
+def _rival(reading: Reading, token: int, p: float, chosen: bool) -> str:
+    mark = ' class="chosen"' if chosen else ""
+    sign = "&larr; chosen" if chosen else ""
+    bar = f'<span class="bar" style="width:{120 * p:.0f}px"></span>'
+    return f"<tr{mark}><td>{escape(reading.name(token))}</td><td>{p:.3f}</td><td>{bar} {sign}</td></tr>"
+
+
+def expert_load(reading: Reading) -> str:
+    """How many words each expert of each layer has read, as bars in the experts' colours."""
+    rows = []
+    for layer, load in reading.expert_load().items():
+        most = max(*load, 1)
+        for expert, count in enumerate(load):
+            colour = expert_colour(expert, len(load))
+            bar = f'<span class="bar" style="width:{120 * count / most:.0f}px;background:{colour}"></span>'
+            name = f"layer {layer + 1}" if expert == 0 else ""
+            rows.append(f"<tr><td>{name}</td><td>expert {expert}</td><td>{bar} {count}</td></tr>")
+    return f'<table class="load">{"".join(rows)}</table>'
+
+
+def link(text: str, filename: str, content: str, kind: str) -> str:
+    """A link that saves `content` as a file, without a server."""
+    data = base64.b64encode(content.encode("utf-8")).decode("ascii")
+    return f'<a download="{escape(filename)}" href="data:{kind};base64,{data}">{escape(text)}</a>'
