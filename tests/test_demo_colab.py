@@ -1,11 +1,13 @@
 """The story demo in a kernel with Colab's versions, driven by the messages that a browser sends."""
 
+import subprocess
 import time
 
 import pytest
 from jupyter_client import KernelManager
 
 from tests.test_demo_browser import CODE
+from utils.colab import HOME
 
 IDS = "print(*[w.comm.comm_id for w in (demo.generate, demo.stop, demo.status, demo.columns[0].text)])"
 
@@ -98,3 +100,11 @@ def test_interrupt_stops_it_too(panel):
     panel.click(panel.stop)
     panel.watch(until=panel.is_over)
     assert panel.statuses[-1].startswith("stopped")
+
+
+def test_the_tests_of_the_panel_pass_with_colabs_widgets(jupyter_path):
+    """ipywidgets 7.7.1; everywhere else they run with the newest."""
+    ours = [f"tests/test_{name}.py" for name in ("demo", "runner", "explore")]
+    command = [jupyter_path / "venv/bin/python", "-m", "pytest", "-q", "-p", "no:nbval", "-o", "addopts=", *ours]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
