@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image  # comes with matplotlib
+
+from utils.colab import RUNS_VARIABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -96,6 +100,7 @@ def execute(path: Path) -> None:
 
 
 def main(prefixes: list[str]) -> None:
+    os.environ[RUNS_VARIABLE] = tempfile.mkdtemp(prefix="kimi-runs-")  # a run of the reader's would be continued
     for path in sorted(FOLDER.glob("*.ipynb")):
         if not prefixes or path.name.startswith(tuple(prefixes)):
             start = time.monotonic()

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -68,6 +70,7 @@ def run_alone(notebook, folder: Path, jupyter_path: Path, address: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(jupyter_path))
         patch.delenv("TINYSTORIES_PATH", raising=False)  # the stories that come with the course
+        patch.delenv("KIMI_RUNS")  # runs in the course that it fetched
         NotebookClient(notebook, timeout=600, kernel_name="colab", resources=settings).execute()
 
 
@@ -99,3 +102,21 @@ def test_without_an_address_the_first_cell_asks_for_it(tmp_path, jupyter_path):
 
 def printed(cell) -> str:
     return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def test_runs_are_kept_in_the_course_or_where_the_variable_says(monkeypatch):
+    monkeypatch.setenv("KIMI_RUNS", "/elsewhere")
+    assert colab.run_folder("mine") == Path("/elsewhere/mine")
+    monkeypatch.delenv("KIMI_RUNS")
+    assert colab.run_folder("mine") == colab.HOME / "runs" / "mine"
+
+
+def test_runs_on_drive_ask_colab_for_it_and_say_where_there_is_none(monkeypatch):
+    with pytest.raises(ValueError, match="only Colab has Google Drive"):
+        colab.run_folder("mine", on_drive=True)
+    mounted = []
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    folder = colab.run_folder("mine", on_drive=True)
+    assert mounted == ["/content/drive"] and folder == Path("/content/drive/MyDrive/kimi-k2-from-scratch/mine")

@@ -1,5 +1,6 @@
 """What a model is worth: told stories, repetition, coherence, loss in several units."""
 
+import json
 import math
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 
 from tests.helpers import tiny_model
 from utils.data import TokenData
-from utils.evaluate import evaluate, repetition, tell_stories, validation_loss
-from utils.generation import generate
+from utils.evaluate import evaluate, look, repetition, tell_stories, validation_loss
+from utils.generation import generate, next_token_probabilities
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
 
@@ -68,3 +69,19 @@ def test_repetition_counts_what_stood_before_in_the_same_story():
 def test_the_loss_does_not_depend_on_how_windows_are_batched(model):
     losses = [validation_loss(model, DATA, batch_size=size) for size in (1, 4, 100)]
     assert max(losses) - min(losses) < 1e-4
+
+
+def test_a_look_tells_stories_and_weighs_her_against_his(model):
+    found = look(model, n_stories=3)
+    assert json.loads(json.dumps(found)) == found  # plain values: they go into the history of a run
+    assert found["story"] == tell_stories(model, 3)[0] and found["coherent"] == 0
+    prompt = "Once upon a time, there was a little boy named Tom. Tom had a red ball. Then Tom lost"
+    p = next_token_probabilities(model, prompt)
+    for word in ("her", "his"):
+        assert found[word]["Tom"] == p[TOK.encode(word)[0]].item() > 0
+        assert set(found[word]) == {"Lily", "Tom"} and found[word]["Lily"] != found[word]["Tom"]
+
+
+def test_a_look_counts_coherent_stories(model, monkeypatch):
+    monkeypatch.setattr("utils.evaluate.tell_stories", lambda *a, **k: [STORIES[0].lower(), "Once upon a time, no."])
+    assert look(model, n_stories=2)["coherent"] == 0.5

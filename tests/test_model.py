@@ -11,7 +11,7 @@ from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k
 from utils.attention import MultiHeadLatentAttention
 from utils.config import KimiConfig
 from utils.loss import CHUNK, chunked_cross_entropy
-from utils.model import Kimi, count_parameters
+from utils.model import Kimi, count_parameters, training_flops
 from utils.moe import MoE
 from utils.norm import RMSNorm
 from utils.swiglu import FeedForward
@@ -289,3 +289,19 @@ def test_parameters_of_a_tiny_k2_by_hand():
     layers = 3 * (attention + 2 * 64) + 3 * 64 * 96 + 2 * (9 * 3 * 64 * 32 + 8 * 64)
     assert 2 * 97 * 64 + layers + 64 == 185_728
     assert count_parameters(Kimi(config)) == (185_728, 185_728 - 2 * 6 * 3 * 64 * 32)
+
+
+def test_flops_of_training_by_hand():
+    config = KimiConfig.nano(8000)
+    weights = 6 * (4 * 512**2 + 512 * 4 + 2 * 3 * 512 * 1024) + 512 * 8000
+    norms = 13 * 2 * 512
+    attention = 3 * 6 * 2 * (2 * 512) * 257 / 2  # 3 for backward, layers, multiply and add, two products, mean keys
+    assert training_flops(Kimi(config)) == 6 * (weights + norms) + attention
+
+
+def test_flops_of_training_kimi_k2():
+    """6 for each active parameter but the embedding, and 61 x 64 heads with keys of 192 and values of 128."""
+    with torch.device("meta"):
+        model = Kimi(KimiConfig.k2(block_size=4096))  # the context of its pre-training
+    attention = 3 * 61 * 64 * 2 * (192 + 128) * 4097 / 2
+    assert training_flops(model) == 6 * (32_861_477_888 - 163_840 * 7168) + attention

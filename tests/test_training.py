@@ -290,3 +290,52 @@ def test_a_crash_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_history_is_plain_json(tmp_path):
     train(new_model(), DATA, CONFIG, out_dir=tmp_path)
     assert set(json.loads((tmp_path / "history.json").read_text())) == {"losses", "rows"}
+
+
+def test_a_watcher_sees_the_model_at_each_validation_and_its_findings_are_kept(tmp_path):
+    seen = []
+
+    def watch(model):
+        seen.append(model.training)
+        return {"weight": model.head.weight[0, 0].item()}
+
+    model = new_model()
+    history = train(model, DATA, CONFIG, out_dir=tmp_path, watch=watch)
+    assert seen == [False] * 4  # steps 0, 5, 10, 12
+    assert history.rows[-1]["weight"] == model.head.weight[0, 0].item() != history.rows[0]["weight"]
+    assert (
+        History.load(tmp_path / "history.json")
+        == history
+        == History(**load_checkpoint(tmp_path)["training"]["history"])
+    )
+
+
+def test_watching_changes_nothing_of_the_run():
+    plain, watched = new_model(dropout=0.2), new_model(dropout=0.2)
+    one = train(plain, DATA, CONFIG)
+    other = train(watched, DATA, CONFIG, watch=lambda model: {"chance": torch.rand(3).tolist()})
+    assert one.losses == other.losses
+
+
+def test_the_first_checkpoint_comes_early(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.FIRST_SAVE_SECONDS", 0)
+    saved = []
+    monkeypatch.setattr("utils.training._Run.save", lambda self, folder: saved.append(self.step))
+    train(new_model(), DATA, changed(checkpoint_minutes=1000.0), out_dir=tmp_path)
+    assert saved == [1, 12]  # the first step, then nothing for 1,000 minutes, and the end
+
+
+def test_the_notes_of_a_run_survive_its_continuation(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, notes={"source": "here"})
+    monkeypatch.undo()
+    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, resume=True)
+    state = load_checkpoint(tmp_path)
+    assert state["step"] == 12 and state["training"]["notes"] == {"source": "here"}
+
+
+def test_baselines_are_lines_of_the_loss_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, baselines: drawn.append(baselines))
+    train(new_model(), DATA, CONFIG, out_dir=tmp_path, baselines={"trigram": 1.5})
+    assert drawn == [{"trigram": 1.5}] * 3

@@ -6,21 +6,20 @@ import argparse
 import sys
 import time
 import warnings
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
-from utils.checkpoint import load_checkpoint, load_model
-from utils.config import NUMBER_FORMATS, PRESETS, KimiConfig, TrainConfig, from_dict
-from utils.data import TokenData, split_stories
+from utils.checkpoint import load_model
+from utils.config import NUMBER_FORMATS, PRESETS, KimiConfig, TrainConfig
+from utils.data import TokenData
 from utils.device import pick_device
 from utils.evaluate import evaluate
 from utils.generation import Sampling, generate, stream
 from utils.hf import export_hf
-from utils.model import Kimi, count_parameters
-from utils.stories import NoValidationSplit, load_stories
-from utils.tokenizer import WordTokenizer
+from utils.model import count_parameters
+from utils.recipe import build, field_names, load_split, new_recipe, read_recipe
 from utils.training import TrainingDiverged, refuse_other_run, train
 
 PROMPT = "Once upon a time"
@@ -47,21 +46,11 @@ def train_command(args: argparse.Namespace) -> int:
     folder = Path(args.run or (f"runs/{preset}" if architecture == "k2" else f"runs/{architecture}-{preset}"))
     refuse_other_run(folder, args.resume, args.overwrite)
     recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
-    config = from_dict(TrainConfig, recipe["training"])
-    # an impossible model is told before the stories are loaded
-    KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
-    train_stories, val_stories = _load_split(recipe)
-    if args.resume:
-        tok = WordTokenizer.from_dict(load_checkpoint(folder)["tokenizer"])
-    else:
-        tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
-    data = TokenData.from_stories(train_stories, tok, validation=val_stories)
-    shape = KimiConfig.small(recipe["architecture"], len(tok), **recipe["model"])
-    model = Kimi(shape, seed=config.seed).to(pick_device())
-    model.tokenizer = tok
+    model, data, config = build(recipe, pick_device(), run=folder if args.resume else None)
     total, active = count_parameters(model)
-    print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {len(tok):,} words")
-    print(f"model: {shape.architecture}, {total:,} parameters, {active:,} active for each token, on {model.device}")
+    words, name = len(model.tokenizer), model.config.architecture
+    print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {words:,} words")
+    print(f"model: {name}, {total:,} parameters, {active:,} active for each token, on {model.device}")
     history = train(model, data, config, folder, resume=args.resume, overwrite=args.overwrite, notes=recipe)
 
     if history.step < config.steps:
@@ -88,8 +77,8 @@ def generate_command(args: argparse.Namespace) -> int:
 def evaluate_command(args: argparse.Namespace) -> int:
     """Measure a run on its own validation stories, and judge the stories that it tells."""
     model, step = load_model(args.run, pick_device())
-    recipe = _read_recipe(Path(args.run))
-    train_stories, val_stories = _load_split(recipe)
+    recipe = read_recipe(args.run)
+    train_stories, val_stories = load_split(recipe)
     data = TokenData.from_stories(train_stories, model.tokenizer, validation=val_stories)
     result = evaluate(model, data, n_stories=args.stories, temperature=args.temperature, seed=args.seed)
     print(f"step {step}: validation loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
@@ -111,21 +100,12 @@ def export_command(args: argparse.Namespace) -> int:
     return 0
 
 
-# What a run is made of: its recipe
+# The recipe of a run
 
 
-def _new_recipe(architecture: str, preset_name: str, args: argparse.Namespace) -> dict:
-    """Preset and options as one plain dict."""
-    preset, given = PRESETS[architecture][preset_name], _given(args)
-    training = replace(preset.training, **{k: v for k, v in given.items() if k in _names(TrainConfig)})
-    return {
-        "architecture": architecture,
-        "source": args.source,
-        "stories": given.get("stories", preset.stories),
-        "min_count": given.get("min_count", preset.min_count),
-        "model": preset.model | {k: v for k, v in given.items() if k in _names(KimiConfig)},
-        "training": asdict(training),
-    }
+def _new_recipe(architecture: str, preset: str, args: argparse.Namespace) -> dict:
+    changes = {k: v for k, v in _given(args).items() if k not in ("source", "preset", "model")}
+    return new_recipe(architecture, preset, args.source, **changes)
 
 
 def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
@@ -133,36 +113,15 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     if given := _given(args):
         option = next(iter(given)).replace("_", "-")
         raise ValueError(f"--resume takes everything from the run in {folder}: leave out --{option}")
-    return _read_recipe(folder)
-
-
-def _read_recipe(folder: Path) -> dict:
-    recipe = (load_checkpoint(folder)["training"] or {}).get("notes")
-    if recipe is None:
-        raise ValueError(f"{folder} was not made by this command line: it does not say how its stories are loaded")
-    return recipe
-
-
-def _load_split(recipe: dict) -> tuple[list[str], list[str]]:
-    """Training and validation stories; a source without a validation part gives a tenth of its stories."""
-    stories = load_stories(recipe["stories"], "train", recipe["source"])
-    recipe["source"] = stories.source  # what was really taken, so that the same is taken again
-    try:
-        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source)
-    except NoValidationSplit:
-        return split_stories(stories)
+    return read_recipe(folder)
 
 
 # The options
 
 
-def _names(config: type) -> set[str]:
-    return {f.name for f in fields(config)}
-
-
 def _given(args: argparse.Namespace) -> dict:
     """The options of the recipe that were given."""
-    names = {"source", "preset", "model", "stories", "min_count"} | _names(KimiConfig) | _names(TrainConfig)
+    names = {"source", "preset", "model", "stories", "min_count"} | field_names(KimiConfig) | field_names(TrainConfig)
     return {k: v for k, v in vars(args).items() if k in names and v is not None}
 
 

@@ -1,4 +1,4 @@
-"""How a notebook finds the course: the first code cell, the badges, and the address that both need.
+"""How a notebook finds the course and keeps its runs: the first code cell, the badges, the address that both need.
 
 Opened by its badge, a notebook arrives in Colab alone, so its first code cell brings the repository. The address of the
 repository is kept here and nowhere else; this writes it to every badge and every first cell:
@@ -9,6 +9,7 @@ repository is kept here and nowhere else; this writes it to every badge and ever
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -20,6 +21,9 @@ from utils.device import pick_device, pick_number_format
 
 HOME = Path(__file__).resolve().parents[1]
 REPOSITORY = ""  # not known yet: until it is stamped, the first cell asks for it
+
+RUNS_VARIABLE = "KIMI_RUNS"
+DRIVE = "/content/drive"
 
 TITLE = "# @title Setup"
 FIRST_CELL = """\
@@ -54,6 +58,21 @@ def setup(threads: int = 2) -> torch.device:
         f"Python {platform.python_version()}, torch {torch.__version__}, {on}; training in {number_format} ({reason})"
     )
     return device
+
+
+def run_folder(name: str, on_drive: bool = False) -> Path:
+    """Where a notebook keeps its run: runs/NAME of the course, or of the folder that KIMI_RUNS names.
+
+    on_drive: in Google Drive instead, which outlives a Colab runtime; asks for permission. ValueError outside Colab.
+    """
+    if not on_drive:
+        return Path(os.environ.get(RUNS_VARIABLE) or HOME / "runs") / name
+    try:
+        from google.colab import drive
+    except ImportError:
+        raise ValueError("on_drive is True, but only Colab has Google Drive: it must be False here") from None
+    drive.mount(DRIVE)
+    return Path(DRIVE) / "MyDrive" / "kimi-k2-from-scratch" / name
 
 
 def first_cell(address: str = REPOSITORY) -> str:

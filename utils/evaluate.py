@@ -12,7 +12,7 @@ import torch
 from utils.data import TokenData
 from utils.decoding import Decoder
 from utils.device import autocast
-from utils.generation import Sampling, prompt_ids, sample
+from utils.generation import Sampling, next_token_probabilities, prompt_ids, sample
 from utils.model import Kimi
 from utils.stories import judge_story
 
@@ -108,3 +108,22 @@ def repetition(stories: list[str], length: int = 4) -> float:
         total += len(sequences)
         seen += len(sequences) - len(set(sequences))
     return seen / total if total else 0.0
+
+
+HEROES = {"her": ("girl", "Lily"), "his": ("boy", "Tom")}  # the right word: who is meant
+LOST = "Once upon a time, there was a little {who} named {name}. {name} had a red ball. Then {name} lost"
+
+
+def look(model: Kimi, n_stories: int = 50) -> dict:
+    """What the course watches while a model is trained: one story, the share of coherent ones, her and his.
+
+    For `train(..., watch=look)`; all values are plain. "her" is {"Lily": p, "Tom": p}, the probability of that word
+    after each of the two has lost a ball, "his" likewise. Needs a tokenizer that knows these words.
+    """
+    stories = tell_stories(model, n_stories)
+    found = {"story": stories[0], "coherent": sum(map(judge_story, stories)) / n_stories, "her": {}, "his": {}}
+    for who, name in HEROES.values():
+        p = next_token_probabilities(model, LOST.format(who=who, name=name))  # (V,)
+        for word in HEROES:
+            found[word][name] = p[model.tokenizer.encode(word)[0]].item()
+    return found

@@ -151,3 +151,19 @@ def count_parameters(model: Kimi) -> ParameterCount:
     routed = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
     config = model.config
     return ParameterCount(total, total - routed + routed * config.top_k // config.n_experts)
+
+
+def training_flops(model: Kimi) -> float:
+    """Floating-point operations to train on one token: 6 for each active weight that multiplies, and attention.
+
+    A multiplication and an addition, once forward and twice backward (PaLM, arXiv 2204.02311, app. B). Left out are
+    the embeddings, which are looked up, pairs that the causal mask hides, and the optimizer.
+    """
+    config = model.config
+    looked_up = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    pairs = (config.block_size + 1) / 2  # keys that a query looks at, on average
+    width = (
+        config.qk_head_dim + config.v_head_dim if config.architecture == "k2" else 2 * config.d_model / config.n_heads
+    )
+    per_pair = 2 * config.n_layers * config.n_heads * width  # forward: query with key, weight with value
+    return 6 * (count_parameters(model).active - looked_up) + 3 * per_pair * pairs

@@ -48,15 +48,15 @@ def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None
 class LossFigure:
     """The loss curve while training runs: written to `path`, and redrawn in place inside a notebook."""
 
-    def __init__(self, path: Path | None):
-        self.path = path
+    def __init__(self, path: Path | None, baselines: dict[str, float] | None = None):
+        self.path, self.baselines = path, baselines
         self.handle = None
 
     def update(self, history) -> None:
         in_notebook = "ipykernel" in sys.modules
         if not in_notebook and self.path is None:
             return
-        figure = plot_loss(history)
+        figure = plot_loss(history, self.baselines)
         if self.path is not None:
             write_atomically(self.path, lambda file: figure.savefig(file, format="png"))
         if in_notebook:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from utils.interrupt import StopRequest
 from utils.model import Kimi
 from utils.muonclip import AdamW, MuonClip, decay_groups
 
+FIRST_SAVE_SECONDS = 20  # the first checkpoint comes early: a folder that cannot be written is found out at once
 SETTLE_EVERY = 10  # steps between two looks at the losses: each look makes the CPU wait for a GPU
 
 
@@ -76,12 +78,16 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     notes: dict | None = None,
+    watch: Callable[[Kimi], dict] | None = None,
+    baselines: dict[str, float] | None = None,
 ) -> History:
     """Train `model` in place, on the device where it is, and return what happened.
 
     out_dir: folder for checkpoint.pt, history.json and loss.png; None keeps nothing.
     resume: continue the run in out_dir with its next batch, if there is one; overwrite: replace it.
-    notes: plain values to keep in the checkpoint, such as where the stories came from.
+    notes: plain values to keep in the checkpoint, such as the recipe of the run.
+    watch: is shown the model, in eval mode, at each validation; the plain values that it returns join that row.
+    baselines: losses, by name, to draw as lines into the loss figure.
     Raises FileExistsError when out_dir holds a run and neither is set, ValueError when that run had another model,
     configuration or data, TrainingDiverged when the loss is not finite. Ctrl-C ends the run after the current step.
     """
@@ -89,17 +95,22 @@ def train(
     refuse_other_run(folder, resume, overwrite)
     if model.device.type == "cpu":
         keep_freed_memory()
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        run = _Run(model, data, config, notes)
+    with _own_chance(model.device):
+        run = _Run(model, data, config, notes, watch)
         if resume and folder and checkpoint_file(folder).is_file():
             run.restore(load_checkpoint(folder, model.device))
         print(f"number format: {run.number_format} ({run.format_reason})")
-        _loop(run, folder)
+        _loop(run, folder, baselines)
     if run.step < config.steps:
         kept = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
         kept = kept if folder and run.step else "nothing is saved"
         print(f"stopped after step {run.step} of {config.steps}: {kept}")
     return run.history
+
+
+def _own_chance(device: torch.device):
+    """What is drawn inside leaves the global random numbers outside as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None:
@@ -108,11 +119,11 @@ def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None
         raise FileExistsError(f"{folder} holds another run: continue it with --resume or replace it with --overwrite")
 
 
-def _loop(run: _Run, folder: Path | None) -> None:
+def _loop(run: _Run, folder: Path | None, baselines: dict[str, float] | None) -> None:
     from utils.plots import LossFigure  # matplotlib takes half a second to import
 
     config, model = run.config, run.model
-    figure = LossFigure(folder / "loss.png" if folder else None)
+    figure = LossFigure(folder / "loss.png" if folder else None, baselines)
     was_training = model.training
     saved_at, saved_step = time.monotonic(), run.step
     bar = tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
@@ -124,7 +135,9 @@ def _loop(run: _Run, folder: Path | None) -> None:
                 run.advance()
                 bar.update()
                 measure = run.step % config.eval_interval == 0 or run.step == config.steps
-                save = folder and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                wait = 60 * config.checkpoint_minutes
+                wait = wait if saved_step else min(wait, FIRST_SAVE_SECONDS)
+                save = folder and time.monotonic() - saved_at > wait
                 if measure or save or run.step % SETTLE_EVERY == 0:
                     run.settle(saved_step, folder)
                 if measure:
@@ -145,12 +158,12 @@ def _loop(run: _Run, folder: Path | None) -> None:
 class _Run:
     """All that changes while a model is trained, so that it can be saved and restored as a whole."""
 
-    def __init__(self, model: Kimi, data: TokenData, config: TrainConfig, notes: dict | None):
+    def __init__(self, model: Kimi, data: TokenData, config: TrainConfig, notes: dict | None, watch=None):
         if config.block_size > model.config.block_size:
             raise ValueError(
                 f"TrainConfig.block_size is {config.block_size}, the model's is {model.config.block_size}: at most that"
             )
-        self.model, self.data, self.config, self.notes = model, data, config, notes
+        self.model, self.data, self.config, self.notes, self.watch = model, data, config, notes, watch
         self.batches = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)  # dropout
         self.history = History()
@@ -230,6 +243,8 @@ class _Run:
         fixed = torch.Generator().manual_seed(self.config.seed + 1)
         with autocast(self.model.device, self.number_format):
             losses = [self.model.loss(*self._batch("val", fixed)) for _ in range(self.config.eval_batches)]
+        with _own_chance(self.model.device):
+            found = self.watch(self.model) if self.watch else {}
         since = self.history.rows[-1]["step"] if self.history.rows else 0
         recent = self.history.losses[since:]
         self.history.rows.append({
@@ -242,6 +257,7 @@ class _Run:
             "max_logits": max_logits,
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds,
+            **found,
         })  # fmt: skip
 
     def summary(self) -> str:
@@ -296,4 +312,5 @@ class _Run:
         if saved["cuda_rng"] is not None and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.model.device)
         self.history = History(**saved["history"])
+        self.notes = saved["notes"] if self.notes is None else self.notes
         self.step, self.seconds = state["step"], saved["seconds"]

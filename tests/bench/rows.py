@@ -13,13 +13,13 @@ from torch import nn
 
 from tests.bench.measure import Row, child, cost, in_turn, rate
 from tests.bench.peers import Dense, transformers_twin
-from tests.bench.shapes import flops_per_token, shape, tokens
+from tests.bench.shapes import shape, tokens
 from utils.checkpoint import save_checkpoint
 from utils.decoding import Decoder
 from utils.device import autocast
 from utils.generation import Sampling, sample
 from utils.grammar import builtin_stories
-from utils.model import Kimi
+from utils.model import Kimi, training_flops
 from utils.muonclip import MuonClip, muon_parameters
 from utils.tokenizer import UNK, WordTokenizer
 
@@ -203,7 +203,7 @@ def limit(number_format: str) -> Iterator[Row]:
             optimizer.step()
             model.end_step_()
 
-        flops = flops_per_token(model.config) * x.numel()
+        flops = training_flops(model) * x.numel()
         matmuls = round(flops / (2 * len(square) ** 3))
 
         def plain(matmuls=matmuls) -> None:

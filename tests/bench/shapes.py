@@ -26,14 +26,3 @@ def tokens(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) inputs and (B, T) targets, drawn evenly."""
     drawn = torch.randint(VOCAB, (batch, length + 1), generator=torch.Generator().manual_seed(0))
     return drawn[:, :-1], drawn[:, 1:]
-
-
-def flops_per_token(config: KimiConfig) -> float:
-    """What training on one token needs at least for nano: 6 for each active matmul weight, and causal attention.
-
-    Looking up the embedding and routing are left out, and so are masked pairs, filling, and the optimizer.
-    """
-    width, ff = config.d_model, config.d_ff
-    weights = config.n_layers * (4 * width**2 + 3 * config.top_k * width * ff) + width * config.vocab_size
-    pairs = (config.block_size + 1) / 2  # keys that a query looks at, on average
-    return 6 * weights + 3 * config.n_layers * 2 * 2 * pairs * width

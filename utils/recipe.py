@@ -1,0 +1,86 @@
+"""What a run is made of, as one plain dict that its checkpoint keeps: enough to build its model and data again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.checkpoint import load_checkpoint
+from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
+from utils.data import TokenData, split_stories
+from utils.model import Kimi
+from utils.stories import NoValidationSplit, load_stories
+from utils.tokenizer import WordTokenizer
+
+
+class Ingredients(NamedTuple):
+    model: Kimi
+    data: TokenData
+    config: TrainConfig
+
+
+def field_names(config: type) -> set[str]:
+    """The fields of a configuration."""
+    return {f.name for f in fields(config)}
+
+
+def new_recipe(architecture: str, preset: str, source: str | None = None, **changes) -> dict:
+    """The recipe of a preset; `changes` are `stories`, `min_count`, and fields of KimiConfig and TrainConfig."""
+    chosen = PRESETS[architecture][preset]
+    known = {"stories", "min_count"} | field_names(KimiConfig) | field_names(TrainConfig)
+    if unknown := sorted(set(changes) - known):
+        raise ValueError(f"a recipe has no {unknown[0]!r}, it must be one of {', '.join(sorted(known))}")
+    return {
+        "architecture": architecture,
+        "source": source,
+        "stories": changes.get("stories", chosen.stories),
+        "min_count": changes.get("min_count", chosen.min_count),
+        "model": chosen.model | {k: v for k, v in changes.items() if k in field_names(KimiConfig)},
+        "training": asdict(
+            replace(chosen.training, **{k: v for k, v in changes.items() if k in field_names(TrainConfig)})
+        ),
+    }
+
+
+def read_recipe(run: str | Path) -> dict:
+    """The recipe of a saved run. Raises ValueError where a run was saved without one, as load_checkpoint otherwise."""
+    recipe = (load_checkpoint(run)["training"] or {}).get("notes")
+    if recipe is None:
+        raise ValueError(f"{run} was trained without notes=recipe: it does not say how its stories are loaded")
+    return recipe
+
+
+def load_split(recipe: dict) -> tuple[list[str], list[str]]:
+    """Training and validation stories; a source without a validation part gives a tenth of its stories.
+
+    Writes into the recipe the source that was really taken, so that the same is taken again.
+    """
+    stories = load_stories(recipe["stories"], "train", recipe["source"])
+    recipe["source"] = stories.source
+    try:
+        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source)
+    except NoValidationSplit:
+        return split_stories(stories)
+
+
+def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | None = None) -> Ingredients:
+    """Model, data and configuration as the recipe says; with a saved `run` its vocabulary, to continue it.
+
+    Only what `train(..., out_dir=run, resume=True)` then reads from the run makes the model the trained one.
+    """
+    config = from_dict(TrainConfig, recipe["training"])
+    # an impossible model is told before the stories are loaded
+    KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
+    train_stories, val_stories = load_split(recipe)
+    if run is None:
+        tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
+    else:
+        tok = WordTokenizer.from_dict(load_checkpoint(run)["tokenizer"])
+    data = TokenData.from_stories(train_stories, tok, validation=val_stories)
+    shape = KimiConfig.small(recipe["architecture"], len(tok), **recipe["model"])
+    model = Kimi(shape, seed=config.seed).to(device)
+    model.tokenizer = tok
+    return Ingredients(model, data, config)
