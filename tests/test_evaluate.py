@@ -56,6 +56,10 @@ def test_stories_differ_from_each_other_and_repeat_with_the_seed(model):
 def test_no_story_goes_on_after_its_end(model):
     with torch.no_grad():
         model.head.weight[TOK.eos_id] = 3 * model.head.weight[TOK.eos_id].sign()
+    # one choice is left: greedy, whatever the temperature
+    assert tell_stories(model, 2, max_new_tokens=5, temperature=9.0, top_k=1) == tell_stories(
+        model, 2, max_new_tokens=5, temperature=0
+    )
     assert not any("endoftext" in story for story in tell_stories(model, 20, max_new_tokens=40, temperature=1.0))
 
 

@@ -7,19 +7,15 @@ import re
 import nbformat
 import pytest
 
-from tests.form import AS_IN_UTILS, CAPTION, IGNORED, LESSONS, Lesson
+from tests.form import AS_IN_UTILS, CAPTION, IGNORED, LESSONS
 from tests.notebooks import FOLDER, normalise
 from utils.colab import REPOSITORY, first_cell, with_badges
 
-FULL = [lesson for lesson in LESSONS if lesson.name < "06"]  # chapters in their final form
 MODULES = [path.stem for path in sorted((FOLDER.parent / "utils").glob("[a-z]*.py"))]
+every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 
 
-def lessons(which: list[Lesson]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("lesson", which, ids=lambda lesson: lesson.name)
-
-
-@lessons(LESSONS)
+@every_lesson
 def test_it_is_valid_and_in_the_stored_form(lesson):
     """Fault of the original notebook: 88 progress-bar widgets in its metadata keep GitHub from rendering it."""
     text = lesson.path.read_text(encoding="utf-8")
@@ -30,14 +26,14 @@ def test_it_is_valid_and_in_the_stored_form(lesson):
     assert len(text) < 500_000
 
 
-@lessons(LESSONS)
+@every_lesson
 def test_every_cell_was_executed_in_order_without_an_error(lesson):
     """nbval compares nothing where a cell was not executed."""
     assert [cell.execution_count for cell in lesson.code] == list(range(1, len(lesson.code) + 1))
     assert not [output for cell in lesson.code for output in cell.outputs if output.output_type == "error"]
 
 
-@lessons(LESSONS)
+@every_lesson
 def test_what_nbval_does_not_compare_is_little_and_asserted(lesson):
     ignored = lesson.tagged(IGNORED)
     assert len(ignored) <= len(lesson.code) / 4
@@ -45,12 +41,12 @@ def test_what_nbval_does_not_compare_is_little_and_asserted(lesson):
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
 
 
-@lessons(LESSONS)
+@every_lesson
 def test_no_cell_is_longer_than_a_screen(lesson):
     assert lesson.lines()[-1] <= 35
 
 
-@lessons(FULL)
+@every_lesson
 def test_it_begins_with_the_one_first_cell_and_a_place_for_its_badge(lesson):
     assert lesson.code[0].source == first_cell()
     place = f"<!-- colab:{lesson.name} -->"
@@ -59,7 +55,7 @@ def test_it_begins_with_the_one_first_cell_and_a_place_for_its_badge(lesson):
         assert part in lesson.text[0], part
 
 
-@lessons(FULL)
+@every_lesson
 def test_its_form_is_that_of_a_lesson(lesson):
     """The measures of good courses; see `python -m tests.form`."""
     form = lesson.form()
@@ -72,7 +68,7 @@ def test_its_form_is_that_of_a_lesson(lesson):
     assert "<summary>Why</summary>" in "\n".join(lesson.text)
 
 
-@lessons(FULL)
+@every_lesson
 def test_it_ends_with_what_a_reader_takes_along(lesson):
     headings = re.findall(r"^#+ (.*)$", "\n".join(lesson.text), re.MULTILINE)
     for wanted in ("What Kimi K2 does differently at scale", "Takeaways", "What we left out", "References"):
@@ -80,7 +76,7 @@ def test_it_ends_with_what_a_reader_takes_along(lesson):
     assert "> **At Kimi K2's size.**" in "\n".join(lesson.text) and "arXiv" in lesson.text[-1]
 
 
-@lessons(FULL)
+@every_lesson
 def test_every_figure_has_a_caption_and_a_fact_that_is_asserted(lesson):
     """Pictures are not compared by nbval: what they show is said in words and in an assert."""
     for number, (cell, after) in enumerate(lesson.figures(), 1):
@@ -89,7 +85,7 @@ def test_every_figure_has_a_caption_and_a_fact_that_is_asserted(lesson):
         assert caption and int(caption[1]) == number, f"figure {number}: {after[:80]!r}"
 
 
-@lessons(FULL)
+@every_lesson
 def test_what_it_shows_as_final_is_what_utils_has(lesson):
     """The syntax trees are equal. A name of this chapter's module means the same in the notebook, tagged or not."""
     home = {**definitions_of(lesson.name.partition("_")[2])}

@@ -13,6 +13,7 @@ from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
 from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.evaluate import validation_loss
+from utils.plots import BLUE, VERMILION
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import History, TrainingDiverged, learning_rate, train
@@ -325,17 +326,21 @@ def test_the_first_checkpoint_comes_early(tmp_path, monkeypatch):
     assert saved == [1, 12]  # the first step, then nothing for 1,000 minutes, and the end
 
 
-def test_the_notes_of_a_run_survive_its_continuation(tmp_path, monkeypatch):
+def test_a_continued_run_keeps_its_notes_and_shows_at_once_how_far_it_had_come(tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 3)
     train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, notes={"source": "here"})
     monkeypatch.undo()
+    drawn = []
+    monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, *settings: drawn.append(history.step))
     train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, resume=True)
+    assert drawn == [3, 5, 10, 12]
     state = load_checkpoint(tmp_path)
     assert state["step"] == 12 and state["training"]["notes"] == {"source": "here"}
 
 
-def test_baselines_are_lines_of_the_loss_figure(tmp_path, monkeypatch):
+def test_baselines_are_lines_of_the_loss_figure_and_each_architecture_has_its_colour(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, baselines: drawn.append(baselines))
-    train(new_model(), DATA, CONFIG, out_dir=tmp_path, baselines={"trigram": 1.5})
-    assert drawn == [{"trigram": 1.5}] * 3
+    monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, *settings: drawn.append(settings))
+    for make in (tiny_model, tiny_k2_model):
+        train(new_model(make), DATA, changed(steps=5), tmp_path, overwrite=True, baselines={"trigram": 1.5})
+    assert drawn == [({"trigram": 1.5}, BLUE), ({"trigram": 1.5}, VERMILION)]

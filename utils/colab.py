@@ -25,7 +25,6 @@ REPOSITORY = ""  # not known yet: until it is stamped, the first cell asks for i
 RUNS_VARIABLE = "KIMI_RUNS"
 DRIVE = "/content/drive"
 
-TITLE = "# @title Setup"
 FIRST_CELL = """\
 # @title Setup: find the course, or fetch it { display-mode: "form" }
 REPOSITORY = "ADDRESS"  # @param {type:"string"}
@@ -114,8 +113,7 @@ def stamp(home: Path, address: str) -> list[Path]:
 def _stamped_notebook(text: str, address: str) -> str:
     notebook = json.loads(text)
     first_code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-    if "".join(first_code["source"]).startswith(TITLE):  # a notebook that begins otherwise does not fetch the course
-        first_code["source"] = first_cell(address).splitlines(keepends=True)
+    first_code["source"] = first_cell(address).splitlines(keepends=True)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = with_badges("".join(cell["source"]), address).splitlines(keepends=True)

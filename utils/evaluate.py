@@ -79,16 +79,20 @@ def tell_stories(
     max_new_tokens: int = 250,
     temperature: float = 0.8,
     seed: int = 0,
+    **settings,
 ) -> list[str]:
-    """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens."""
+    """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens.
+
+    `settings` as the other fields of `Sampling`.
+    """
     tok, start = model.tokenizer, prompt_ids(model, prompt)
     generator = torch.Generator().manual_seed(seed)
-    decoder, stories = Decoder(model), []
+    decoder, sampling, stories = Decoder(model), Sampling(temperature, **settings), []
     for first in range(0, n, BATCH):
         count = min(BATCH, n - first)
         columns, ended = [], torch.zeros(count, dtype=torch.bool)
         tokens = torch.tensor([start]).expand(count, -1)
-        for new, _ in islice(sample(decoder, tokens, Sampling(temperature), generator), max_new_tokens):
+        for new, _ in islice(sample(decoder, tokens, sampling, generator), max_new_tokens):
             columns.append(new.cpu())
             ended |= columns[-1] == tok.eos_id
             if ended.all():
@@ -114,16 +118,16 @@ HEROES = {"her": ("girl", "Lily"), "his": ("boy", "Tom")}  # the right word: who
 LOST = "Once upon a time, there was a little {who} named {name}. {name} had a red ball. Then {name} lost"
 
 
+def pronouns(model: Kimi) -> dict:
+    """Probabilities of "her" and "his" when a hero has lost a ball: {"her": {"Lily": p, "Tom": p}, "his": ...}."""
+    p = {name: next_token_probabilities(model, LOST.format(who=who, name=name)) for who, name in HEROES.values()}
+    return {word: {name: p[name][model.tokenizer.encode(word)[0]].item() for name in p} for word in HEROES}
+
+
 def look(model: Kimi, n_stories: int = 50) -> dict:
     """What the course watches while a model is trained: one story, the share of coherent ones, her and his.
 
-    For `train(..., watch=look)`; all values are plain. "her" is {"Lily": p, "Tom": p}, the probability of that word
-    after each of the two has lost a ball, "his" likewise. Needs a tokenizer that knows these words.
+    For `train(..., watch=look)`; all values are plain. Needs a tokenizer that knows "her" and "his".
     """
     stories = tell_stories(model, n_stories)
-    found = {"story": stories[0], "coherent": sum(map(judge_story, stories)) / n_stories, "her": {}, "his": {}}
-    for who, name in HEROES.values():
-        p = next_token_probabilities(model, LOST.format(who=who, name=name))  # (V,)
-        for word in HEROES:
-            found[word][name] = p[model.tokenizer.encode(word)[0]].item()
-    return found
+    return {"story": stories[0], "coherent": sum(map(judge_story, stories)) / n_stories, **pronouns(model)}

@@ -18,26 +18,29 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
 )  # fmt: skip
 GREY = "#808080"
+COLOUR = {"nano": BLUE, "k2": VERMILION}  # of the two architectures, everywhere
 STYLE = {
     "figure.figsize": (7, 3.6), "figure.dpi": 100, "savefig.bbox": "tight", "font.size": 10, "axes.grid": True,
     "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
 }  # fmt: skip
 
 
-def plot_loss(history, baselines: dict[str, float] | None = None) -> plt.Figure:
+def plot_loss(history, baselines: dict[str, float] | None = None, colour: str = BLUE) -> plt.Figure:
     """Training and validation loss of a `History` against steps; `baselines` are horizontal reference lines."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
-        draw_loss(axes, history, baselines)
+        draw_loss(axes, history, baselines, colour)
     return figure
 
 
-def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None) -> None:
+def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None, colour: str = BLUE) -> None:
     """`plot_loss` into given axes."""
     rows = history.rows
     trained = [row for row in rows if row["loss"] is not None]
-    axes.plot([r["step"] for r in trained], [r["loss"] for r in trained], color=SKY, label="training (mean)")
-    axes.plot([r["step"] for r in rows], [r["val_loss"] for r in rows], "o-", ms=3, color=BLUE, label="validation")
+    axes.plot(
+        [r["step"] for r in trained], [r["loss"] for r in trained], color=colour, alpha=0.4, label="training (mean)"
+    )
+    axes.plot([r["step"] for r in rows], [r["val_loss"] for r in rows], "o-", ms=3, color=colour, label="validation")
     for name, loss in (baselines or {}).items():
         axes.axhline(loss, color=GREY, ls="--", lw=1)
         axes.annotate(name, (1, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
@@ -48,15 +51,15 @@ def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None
 class LossFigure:
     """The loss curve while training runs: written to `path`, and redrawn in place inside a notebook."""
 
-    def __init__(self, path: Path | None, baselines: dict[str, float] | None = None):
-        self.path, self.baselines = path, baselines
+    def __init__(self, path: Path | None, baselines: dict[str, float] | None = None, colour: str = BLUE):
+        self.path, self.baselines, self.colour = path, baselines, colour
         self.handle = None
 
     def update(self, history) -> None:
         in_notebook = "ipykernel" in sys.modules
         if not in_notebook and self.path is None:
             return
-        figure = plot_loss(history, self.baselines)
+        figure = plot_loss(history, self.baselines, self.colour)
         if self.path is not None:
             write_atomically(self.path, lambda file: figure.savefig(file, format="png"))
         if in_notebook:

@@ -120,10 +120,10 @@ def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None
 
 
 def _loop(run: _Run, folder: Path | None, baselines: dict[str, float] | None) -> None:
-    from utils.plots import LossFigure  # matplotlib takes half a second to import
+    from utils.plots import COLOUR, LossFigure  # matplotlib takes half a second to import
 
     config, model = run.config, run.model
-    figure = LossFigure(folder / "loss.png" if folder else None, baselines)
+    figure = LossFigure(folder / "loss.png" if folder else None, baselines, COLOUR[model.config.architecture])
     was_training = model.training
     saved_at, saved_step = time.monotonic(), run.step
     bar = tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
@@ -131,6 +131,8 @@ def _loop(run: _Run, folder: Path | None, baselines: dict[str, float] | None) ->
         with StopRequest() as stop, bar:
             if run.step == 0:
                 run.validate()
+            elif run.step < config.steps:
+                figure.update(run.history)  # how far it had come
             while run.step < config.steps and not stop.asked:
                 run.advance()
                 bar.update()

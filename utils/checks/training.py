@@ -1,0 +1,147 @@
+"""Checks of the exercises of 06_training."""
+
+from __future__ import annotations
+
+import torch
+
+from utils.checks.verdict import check, close, expect
+
+
+@check
+def check_trapezoid(trapezoid) -> str:
+    """A straight warm-up whose last step has the peak, the peak, a straight decay whose last step has rate 0."""
+    steps, peak, warmup, decay = 20, 0.5, 4, 5
+    rates = [float(trapezoid(step, steps, peak, warmup, decay)) for step in range(steps)]
+    expect(rates[0] > 0, "step 0 has rate 0: it learns nothing; after step s, s + 1 steps are done")
+    expect(max(rates) <= peak + 1e-9, f"the rate reaches {max(rates):g}, above the peak {peak:g}: a ceiling is missing")
+    expect(min(rates) > -1e-9, f"the rate becomes {min(rates):g}: below 0 the optimizer would climb")
+    expect(
+        not close(rates[warmup - 1], peak * warmup / (warmup + 1)),
+        "step warmup - 1 is the last of the warm-up and must have the peak: divide by warmup, not by warmup + 1",
+    )
+    expect(
+        rates[steps - decay - 1] > 0.99 * peak,
+        f"step {steps - decay - 1} is before the decay and has {rates[steps - decay - 1]:.3f}, not the peak: the fall\n"
+        "must take `decay` steps, not begin where the warm-up ends",
+    )
+    expect(
+        rates[-1] < 1e-9,
+        f"the last step, steps - 1, has {rates[-1]:.3f} and must have 0: steps - 1 - step are left after it",
+    )
+    expected = [peak * min(1.0, (step + 1) / warmup, (steps - 1 - step) / decay) for step in range(steps)]
+    for step, (rate, wanted) in enumerate(zip(rates, expected, strict=True)):
+        expect(
+            close(rate, wanted),
+            f"step {step} must have {wanted:.3f}, yours has {rate:.3f}: a straight line moves by equal steps",
+        )
+    return "no step is wasted at rate 0, and the last ones let the noise average out"
+
+
+@check
+def check_accumulate(accumulate) -> str:
+    """Gradients and mean of the whole batch from pieces of different sizes, and one `backward` for each piece."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 3, generator=generator), torch.randn(12, generator=generator)
+    start = torch.randn(3, generator=generator)
+    weight, graphs = start.clone().requires_grad_(), []
+
+    def loss_of(x, y):
+        loss = (x @ weight - y).square().mean()
+        graphs.append(loss)
+        return loss
+
+    def run(sizes):
+        weight.grad = None
+        graphs.clear()
+        returned = accumulate(loss_of, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+        expect(weight.grad is not None, "there are no gradients: call `backward` for each piece")
+        return returned, weight.grad.clone()
+
+    def gradient(x, y):
+        (whole,) = torch.autograd.grad((x @ weight - y).square().mean(), weight)
+        return whole
+
+    def loss(x, y):
+        return (x @ weight - y).square().mean().item()
+
+    whole, (returned, got) = gradient(x, y), run([4, 4, 4])
+    expect(
+        not close(got, 3 * whole),
+        "with three pieces the gradients are three times too large: each piece must count by its share",
+    )
+    expect(
+        not close(got, gradient(x[8:], y[8:])) and not close(got, gradient(x[8:], y[8:]) / 3),
+        "only the last piece is left: do not clear the gradients between pieces, they add up",
+    )
+    expect(
+        close(got, whole),
+        f"the first gradient of three equal pieces must be {whole[0]:.4f}, yours is {got[0]:.4f}",
+    )
+    returned, got = run([6, 5, 1])
+    means = [loss(part, target) for part, target in zip(x.split([6, 5, 1]), y.split([6, 5, 1]), strict=True)]
+    expect(
+        close(got, whole),
+        "equal pieces are right, pieces of 6, 5 and 1 are not: the mean of means counts the single\n"
+        "example as much as the six; weigh each piece by len(x) / all",
+    )
+    expect(returned is not None, "the gradients are right; return the mean as well")
+    expect(
+        not isinstance(returned, torch.Tensor),
+        "you return a tensor: whoever keeps it keeps its graph and all activations; `.item()` gives the number",
+    )
+    expect(not close(returned, sum(means)), "the gradients are right, but you return the sum of the pieces' means")
+    expect(
+        not close(returned, sum(means) / 3),
+        "the gradients are right, but you return the mean of means: the loss needs the shares as well",
+    )
+    expect(close(returned, loss(x, y)), f"the mean of the whole is {loss(x, y):.4f}, you return {returned:.4f}")
+    expect(len(graphs) == 3, f"loss_of was called {len(graphs)} times for 3 pieces: each forward pass costs")
+    return "memory for one piece, and the step of the whole batch"
+
+
+@check
+def check_plan_minutes(plan_minutes) -> str:
+    """6 (active - looked up) tokens / (peak share), in minutes, for two sizes."""
+    for case in ((1_217_792, 106_624, 2_560_000, 1e12, 0.2), (32_861_477_888, 1_174_405_120, 15.5e12, 1e18, 0.4)):
+        active, looked_up, tokens, peak, share = case
+        expected = 6 * (active - looked_up) * tokens / (peak * share) / 60
+        answer = float(plan_minutes(*case))
+        for factor, mistake in (
+            (60, "those are seconds: a minute has 60 of them"),
+            (1 / 60, "those are hours: divide by 60 only once"),
+            (1 / 3, "2 operations are the forward pass alone: with the backward pass it is 6"),
+            (active / (active - looked_up), "the embedding is looked up, not multiplied: take it off first"),
+            (share, "peak alone is the data sheet: divide by what is really done, peak * share"),
+            (share**2, "half a machine takes twice the time: the share multiplies the peak, not the minutes"),
+        ):
+            expect(not close(answer / expected, factor), mistake)
+        expect(close(answer / expected, 1.0), f"{case} must give {expected:.4g} minutes, you get {answer:.4g}")
+    return "you know what a run costs before it begins, and which of the numbers is a guess"
+
+
+@check
+def check_right_share(right_share) -> str:
+    """The mean of p(right) / (p(her) + p(his)) over Lily and Tom: 0.5 for a coin, 1 for a model that knows."""
+
+    def of(her_lily, her_tom, his_lily, his_tom):
+        return float(right_share({"Lily": her_lily, "Tom": her_tom}, {"Lily": his_lily, "Tom": his_tom}))
+
+    expect(of(0.9, 0.1, 0.1, 0.9) < 1.01, "your number passes 1: average the two heroes, do not add them")
+    always_her = of(0.6, 0.6, 0.0, 0.0)
+    expect(always_her < 0.99, "a model that always says her gets 1 from you: after Tom the right word is his")
+    expect(not close(of(0.9, 0.1, 0.1, 0.9), 0.1), "you take the wrong word: after Lily her is right, after Tom his")
+    early = of(0.02, 0.01, 0.01, 0.02)
+    expect(
+        not close(early, 0.02),
+        "when both pronouns are rare your number is small, though the right one leads two to one:\n"
+        "divide by p(her) + p(his)",
+    )
+    expect(not close(early, 1.0), "you count which word leads: 0.51 would be as good as 0.99; take the share itself")
+    uneven = of(0.9, 0.01, 0.0, 0.01)
+    expect(
+        not close(uneven, 0.91 / 0.92),
+        "you add first and divide then, so the hero with larger probabilities drowns the other: divide first",
+    )
+    for numbers, wanted in (((0.02, 0.01, 0.01, 0.02), 2 / 3), ((0.9, 0.01, 0.0, 0.01), 0.75), ((0.3,) * 4, 0.5)):
+        expect(close(of(*numbers), wanted), f"{numbers} must give {wanted:.3f}, you give {of(*numbers):.3f}")
+    return "0.5 is a coin, 1 is a model that knows who lost the ball; the figures below draw this number"
