@@ -221,7 +221,7 @@ LILY = (
         ("my red ball is", "my red boat is", "a red ball was lost, but a red boat was found"),
         ("In the end, Lily was happy because her red ball was back.", "", "the story stops before its ending"),
         ("Lily lost her red ball. ", "", "the problem is missing before the search"),
-        ("Lily lost her red ball.", "Lily lost her red ball. " * 2, "the problem comes after the problem"),
+        ("Lily lost her red ball.", "Lily lost her red ball. " * 2, "the problem comes twice"),
         ("because her red ball was back.", "because her red ball was back. Lily lost her red ball.",
          "the problem comes after the ending"),
         ("Lily lost her red ball.", "Lily ate her red ball.",

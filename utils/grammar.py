@@ -361,7 +361,7 @@ def _plot_faults(sentences: list) -> list[str]:
             continue
         number = STAGES.index(stage)
         if number <= last:
-            faults.append(f"the {stage} comes after the {STAGES[last]}")
+            faults.append(f"the {stage} comes " + ("twice" if number == last else f"after the {STAGES[last]}"))
         elif not unknown:  # an unknown sentence may have been meant as one of the missing stages
             missing = [name for name in STAGES[last + 1 : number] if name not in OPTIONAL]
             faults += [f"the {name} is missing before the {stage}" for name in missing]
