@@ -6,20 +6,22 @@ import argparse
 import sys
 import time
 import warnings
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from utils.checkpoint import load_model
-from utils.config import NUMBER_FORMATS, PRESETS, KimiConfig, TrainConfig
+from utils.config import NUMBER_FORMATS, K2Config, NanoConfig, TrainConfig
+from utils.cost import plan
 from utils.data import TokenData
-from utils.device import pick_device
+from utils.device import keep_freed_memory, pick_device
 from utils.evaluate import evaluate
 from utils.generation import Sampling, generate, stream
 from utils.hf import export_hf
-from utils.model import count_parameters
-from utils.recipe import build, field_names, load_split, new_recipe, read_recipe
+from utils.model import Kimi, count_parameters
+from utils.presets import PRESETS
+from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
+from utils.settings import defaults_of, settings_of
 from utils.training import TrainingDiverged, refuse_other_run, train
 
 PROMPT = "Once upon a time"
@@ -47,11 +49,15 @@ def train_command(args: argparse.Namespace) -> int:
     refuse_other_run(folder, args.resume, args.overwrite)
     recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
     model, data, config = build(recipe, pick_device(), run=folder if args.resume else None)
+    if model.device.type == "cpu":
+        keep_freed_memory()  # the process is ours, and ends with the run
     total, active = count_parameters(model)
-    words, name = len(model.tokenizer), model.config.architecture
+    words, name, cost = len(model.tokenizer), model.config.architecture, plan(model, config)
     print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {words:,} words")
     print(f"model: {name}, {total:,} parameters, {active:,} active for each token, on {model.device}")
-    history = train(model, data, config, folder, resume=args.resume, overwrite=args.overwrite, notes=recipe)
+    print(f"plan: {config.steps:,} steps, {cost.flops:.1e} FLOPs, {cost.bytes / 1e6:,.0f} MB for weights and optimizer")
+    figure = loss_figure(folder, model)
+    history = train(model, data, config, folder, args.resume, args.overwrite, recipe, show=figure)
 
     if history.step < config.steps:
         return 130
@@ -62,13 +68,19 @@ def train_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def loss_figure(folder: Path, model: Kimi):
+    """The picture that a run keeps of its losses."""
+    from utils.plots import COLOUR, LossFigure  # matplotlib takes half a second to import, and other commands need none
+
+    return LossFigure(folder / "loss.png", colour=COLOUR[model.config.architecture])
+
+
 def generate_command(args: argparse.Namespace) -> int:
     """Tell one story, word by word."""
     model, _ = load_model(args.run, pick_device())
-    settings = {f.name: getattr(args, f.name) for f in fields(Sampling)}
-    for piece in stream(
-        model, args.prompt, args.max_new_tokens, seed=args.seed, number_format=args.number_format, **settings
-    ):
+    settings = {name: getattr(args, name) for name in settings_of(Sampling)}
+    more = dict(seed=args.seed, number_format=args.number_format)
+    for piece in stream(model, args.prompt, args.max_new_tokens, **more, **settings):
         print(piece, end="", flush=True)
     print()
     return 0
@@ -89,6 +101,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     print(f"{args.stories} stories told at temperature {args.temperature}:")
     print(f"  coherent: {coherent}")
     print(f"  repeated four-word sequences: {result.repetition:.1%}")
+    print(f"experts that no validation token went to: {result.dead_experts:.1%}")
     return 0
 
 
@@ -111,8 +124,7 @@ def _new_recipe(architecture: str, preset: str, args: argparse.Namespace) -> dic
 def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     """The recipe of the run to continue; nothing about it may be asked for anew."""
     if given := _given(args):
-        option = next(iter(given)).replace("_", "-")
-        raise ValueError(f"--resume takes everything from the run in {folder}: leave out --{option}")
+        raise ValueError(f"--resume takes everything from the run in {folder}: leave out {_option(next(iter(given)))}")
     return read_recipe(folder)
 
 
@@ -121,8 +133,8 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
 
 def _given(args: argparse.Namespace) -> dict:
     """The options of the recipe that were given."""
-    names = {"source", "preset", "model", "stories", "min_count"} | field_names(KimiConfig) | field_names(TrainConfig)
-    return {k: v for k, v in vars(args).items() if k in names and v is not None}
+    names = RECIPE_FIELDS | {"source", "preset", "model"}
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -155,27 +167,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "stories": (int, "stories to train on, at most"),
         "min_count": (int, "words rarer than this in the training stories become <unk>"),
     }
-    types = {"int": int, "float": float, "str": str}
-    for f in (*fields(TrainConfig), *fields(KimiConfig)):
-        if f.metadata:
-            options.setdefault(f.name, (types[f.type], f.metadata["help"]))
+    for config in (TrainConfig, NanoConfig, K2Config):
+        for name, setting in settings_of(config).items():
+            if name not in ("vocab_size", "architecture"):
+                options.setdefault(name, (setting.kind, setting.help))
     defaults = {name: _defaults(name) for name in PRESETS}
     for name, (kind, text) in options.items():
         shown = "; ".join(f"{model} {_shown([v[name] for v in sizes])}" for model, sizes in defaults.items()
                           if name in sizes[0])  # fmt: skip
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+        parser.add_argument(_option(name), type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _defaults(architecture: str) -> list[dict]:
-    """Every option's value in smoke, laptop and colab, in this order; without those that only the other model has."""
-    other = {f.name for f in fields(KimiConfig) if f.metadata.get("only") not in (None, architecture)}
-    sizes = []
-    for preset in PRESETS[architecture].values():
-        shape = asdict(KimiConfig.small(architecture, 2, **preset.model))
-        values = {**shape, **asdict(preset.training), "stories": preset.stories, "min_count": preset.min_count}
-        sizes.append({name: value for name, value in values.items() if name not in other})
-    return sizes
+    """Every option's value in smoke, laptop and colab, in this order."""
+    shape = defaults_of({"nano": NanoConfig, "k2": K2Config}[architecture])
+    return [
+        {**shape, **preset.model, **vars(preset.training), "stories": preset.stories, "min_count": preset.min_count}
+        for preset in PRESETS[architecture].values()
+    ]
 
 
 def _shown(values: list) -> str:
@@ -191,15 +204,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
     parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
     parser.add_argument("--number-format", choices=NUMBER_FORMATS, default="auto", help="that of the matmuls")
-    texts = {
-        "temperature": (float, "0 takes the likeliest word, 1 the model's own probabilities"),
-        "top_k": (int, "keep the k likeliest words; none: all"),
-        "top_p": (float, "keep the likeliest words that reach this probability together"),
-        "min_p": (float, "keep words at least this times as likely as the likeliest"),
-        "repetition_penalty": (float, "divide the odds of words that have appeared by this"),
-    }
-    for name, (kind, text) in texts.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Sampling, name), help=text)
+    for name, setting in settings_of(Sampling).items():
+        parser.add_argument(_option(name), type=setting.kind, default=defaults_of(Sampling)[name], help=setting.help)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

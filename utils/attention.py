@@ -2,8 +2,8 @@
 
 nano has multi-head attention with a causal mask (Vaswani et al., arXiv 1706.03762, sec. 3.2). k2 has multi-head latent
 attention (DeepSeek-V2, arXiv 2405.04434, sec. 2.1; DeepSeek-V3, arXiv 2412.19437, sec. 2.1.1): keys and values of all
-heads are read from one narrow latent, and position enters through a few rotated channels beside it. A cache lets
-generation compute each position once. Both record the largest logit of each head for QK-Clip (see `muonclip`).
+heads are read from one narrow latent, and position enters through a few rotated channels beside it (see `positions`).
+A cache lets generation compute each position once. Both can be clipped head by head (QK-Clip, see `muonclip`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.config import KimiConfig
+from utils.config import K2Config, NanoConfig
 from utils.norm import RMSNorm
-from utils.sdpa import attend, attend_and_measure, causal_softmax
+from utils.positions import rope
+from utils.record import LayerRecord
 
 
 class KVCache:
-    """What one attention layer remembers of the positions seen so far, in two buffers filled from the front."""
+    """What one attention layer remembers of the positions seen so far, in buffers filled from the front."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
         self.buffers: list[torch.Tensor] = []
+
+    def next_positions(self, n: int, device: torch.device) -> torch.Tensor:
+        """(n,) int64, the positions of the next n tokens."""
+        return torch.arange(self.length, self.length + n, device=device)
 
     def append(self, *new: torch.Tensor) -> list[torch.Tensor]:
         """Add tensors (..., T, d) of T new positions; return all positions so far, (..., S, d) each.
@@ -41,156 +46,112 @@ class KVCache:
         self.length = end
         return [buffer[..., :end, :] for buffer in self.buffers]
 
-    def rows_of_next(self, table: torch.Tensor, n: int) -> torch.Tensor:
-        """From a table with a row for each position, those of the next n: (capacity, ...) -> (n, ...)."""
-        return table[self.length : self.length + n]
-
     def mask(self, n_queries: int) -> torch.Tensor | None:
         """(S,) bool, which of the positions that `append` returned exist; None where all do."""
         return None
 
 
-class FixedKVCache(KVCache):
-    """A cache whose steps of one position all do the same on the same tensors, so that a CUDA graph can repeat them.
+def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> torch.Tensor:
+    """(T, S) bool, True where a query may look. The queries are the last T of the S positions."""
+    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    return ones.tril(diagonal=n_keys - n_queries)
 
-    Such a step writes at `position`, (1,) int64 on the device, and returns the whole buffers; the mask says what of
-    them exists. Whoever repeats a step sets `position` before it and `length` after it. Longer pieces are appended as
-    in `KVCache`.
+
+def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32.
+
+    mask: for a single query, (S,) bool, True for the keys that exist; None for all.
     """
-
-    def __init__(self, capacity: int, position: torch.Tensor):
-        super().__init__(capacity)
-        self.position = position
-
-    def append(self, *new: torch.Tensor) -> list[torch.Tensor]:
-        if not self.buffers or new[0].shape[-2] > 1:
-            super().append(*new)
-            return self.buffers if new[0].shape[-2] == 1 else [b[..., : self.length, :] for b in self.buffers]
-        for buffer, tensor in zip(self.buffers, new, strict=True):
-            buffer.index_copy_(buffer.ndim - 2, self.position, tensor)
-        return self.buffers
-
-    def rows_of_next(self, table: torch.Tensor, n: int) -> torch.Tensor:
-        return table.index_select(0, self.position) if n == 1 else super().rows_of_next(table, n)
-
-    def mask(self, n_queries: int) -> torch.Tensor | None:
-        if n_queries > 1:
-            return None
-        return torch.arange(self.capacity, device=self.position.device) <= self.position
+    if logits.shape[-2] > 1:  # the last position looks everywhere
+        mask = causal_mask(*logits.shape[-2:], logits.device)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
+    return logits.softmax(dim=-1, dtype=torch.float32)
 
 
-class ClippedAttention(nn.Module):
-    """Keeps each head's largest logit over the forwards of one training step, and rescales the heads beyond tau."""
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None,
+    record: LayerRecord | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> mixtures (B, H, T, d_v).
 
-    def __init__(self, n_heads: int):
-        super().__init__()
-        self.n_heads = n_heads
-        self.max_logits = torch.full((n_heads,), -math.inf)  # (H,) of the last training step
-        self._step_is_over = True
-
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-        """The heads' mixtures (B, H, T, v); in training with a note of each head's largest logit."""
-        if cache is not None:
-            return attend(q, k, v, self.scale, cache.mask(q.shape[-2]))
-        if not self.training:
-            return attend(q, k, v, self.scale)
-        mixed, largest = attend_and_measure(q, k, v, self.scale)
-        self._record(largest)
-        return mixed
-
-    def _record(self, largest: torch.Tensor) -> None:
-        """The largest logits (H,) of a training forward; those of a step's micro-batches make one maximum."""
-        self.max_logits = largest if self._step_is_over else torch.maximum(self.max_logits, largest)
-        self._step_is_over = False
-
-    @torch.no_grad()
-    def qk_clip_(self, tau: float) -> None:
-        """QK-Clip (Kimi K2 report, sec. 2.1 and algorithm 1), after the optimizer's update.
-
-        A head whose largest logit S of this step is beyond tau has its query and key weights rescaled so that all its
-        logits shrink by tau / S. The other heads keep every bit, and so does everything that heads share.
-        """
-        if not self._step_is_over:
-            gamma = torch.where(self.max_logits > tau, tau / self.max_logits, 1.0)  # (H,)
-            self._scale_logits_(gamma[:, None, None])
-        self.end_step_()
-
-    def end_step_(self) -> None:
-        """The next training forward begins to look for the largest logits anew; `max_logits` stays until then."""
-        self._step_is_over = True
-
-    def _heads(self, weight: torch.Tensor) -> torch.Tensor:
-        """The rows of a weight by head, as a view: (H * d, n) -> (H, d, n)."""
-        return weight.unflatten(0, (self.n_heads, -1))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, T, H * d) -> (B, H, T, d)
-
-    def _merge(self, x: torch.Tensor) -> torch.Tensor:
-        return self.w_o(x.transpose(1, 2).flatten(2))  # (B, H, T, d) -> (B, T, D)
+    mask: as for `causal_softmax`. record: takes each head's largest logit of the allowed pairs.
+    """
+    logits = q @ k.mT * scale  # (B, H, T, S)
+    if record is not None:
+        allowed = causal_mask(*logits.shape[-2:], logits.device)  # (T, S)
+        largest = logits.detach().masked_fill(~allowed, -math.inf).amax(dim=(0, 2, 3))  # (H,)
+        record.note_logits(largest.float())
+    return causal_softmax(logits, mask).type_as(v) @ v
 
 
-class MultiHeadAttention(ClippedAttention):
+def split_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """(B, T, H * d) -> (B, H, T, d)."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, H, T, d) -> (B, T, H * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def rows_of_heads(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """A matrix (H * d, D) as the heads' own matrices (H, d, D), in the same memory."""
+    return weight.unflatten(0, (n_heads, -1))
+
+
+def clip_factors(max_logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """(H, 1, 1), what QK-Clip multiplies each head's logits by: tau / S for a largest logit S beyond tau, else 1."""
+    return torch.where(max_logits > tau, tau / max_logits, 1.0)[:, None, None]
+
+
+class MultiHeadAttention(nn.Module):
     """H heads of scaled dot-product attention, each over its own d = D/H channels; no biases."""
 
-    def __init__(self, config: KimiConfig):
-        super().__init__(config.n_heads)
-        self.scale = (config.d_model // config.n_heads) ** -0.5
-        self.w_q, self.w_k, self.w_v, self.w_o = (
-            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
-        )
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.scale = config.qk_head_dim**-0.5
+        self.w_q = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.w_k = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.w_v = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.w_o = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.attend = attend
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None, return_weights: bool = False):
+    def forward(
+        self, x: torch.Tensor, angles: torch.Tensor | None = None, cache: KVCache | None = None,
+        record: LayerRecord | None = None, return_weights: bool = False,
+    ):  # fmt: skip
         """x (B, T, D) -> (B, T, D), and with `return_weights` also the attention weights (B, H, T, S).
 
-        With a cache, x holds the positions that follow the cached ones; S counts both, else S = T.
+        With a cache, x holds the positions that follow the cached ones; S counts both, else S = T. angles are not used:
+        x knows its positions already.
         """
-        q, k, v = (self._split(w(x)) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, d) each
+        q = split_heads(self.w_q(x), self.n_heads)  # (B, H, T, d)
+        k = split_heads(self.w_k(x), self.n_heads)  # (B, H, T, d)
+        v = split_heads(self.w_v(x), self.n_heads)  # (B, H, T, d)
+        mask = None
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, d)
+            mask, record = cache.mask(x.shape[1]), None  # the logits of generation are not recorded
         if return_weights:
-            weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
-            return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(self._attend(q, k, v, cache))
+            weights = causal_softmax(q @ k.mT * self.scale)  # (B, H, T, S)
+            return self.w_o(merge_heads(weights.type_as(v) @ v)), weights
+        return self.w_o(merge_heads(self.attend(q, k, v, self.scale, mask, record)))
 
-    def _scale_logits_(self, gamma: torch.Tensor) -> None:
-        for weight in (self.w_q.weight, self.w_k.weight):
-            self._heads(weight).mul_(gamma.sqrt())
+    @torch.no_grad()
+    def qk_clip_(self, max_logits: torch.Tensor, tau: float) -> None:
+        """QK-Clip (Kimi K2 report, sec. 2.1 and algorithm 1), after the optimizer's update.
 
-
-def rotary_frequencies(config: KimiConfig) -> torch.Tensor:
-    """(R/2,) turns of each channel pair in radians per position, fp32: theta^(-2i/R), and with YaRN the slow ones less.
-
-    YaRN (arXiv 2309.00071, sec. 3.2): pairs that turn more than beta_fast times in the original context stay, those
-    that turn less than beta_slow times are slowed down by the factor, with a linear ramp between.
-    """
-    width = config.qk_rope_head_dim
-    pair = torch.arange(width // 2, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-2 * pair / width)
-    if config.yarn_factor == 1:
-        return frequencies
-
-    def pair_with(turns: float) -> float:
-        return width * math.log(config.yarn_original / (2 * math.pi * turns)) / (2 * math.log(config.rope_theta))
-
-    low = max(math.floor(pair_with(config.yarn_beta_fast)), 0)
-    high = min(math.ceil(pair_with(config.yarn_beta_slow)), width - 1)
-    ramp = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
-    return frequencies * (1 - ramp) + frequencies / config.yarn_factor * ramp
+        A head whose largest logit, of max_logits (H,), is beyond tau gets smaller query and key weights, so that all
+        its logits shrink by tau / S. The other heads keep every bit.
+        """
+        gamma = clip_factors(max_logits, tau)  # (H, 1, 1)
+        rows_of_heads(self.w_q.weight, self.n_heads).mul_(gamma.sqrt())
+        rows_of_heads(self.w_k.weight, self.n_heads).mul_(gamma.sqrt())
 
 
-def rope(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each channel pair (2i, 2i+1) of position t by angles[t, i] (RoFormer, arXiv 2104.09864, sec. 3.4).
-
-    x (..., T, R), angles (T, R/2) -> (..., T, R). The product of a turned query and a turned key depends on the
-    distance of their positions alone.
-    """
-    turns = torch.polar(torch.ones_like(angles), angles)  # (T, R/2) complex: e^(i angle)
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (..., T, R/2): 2i is real, 2i + 1 imaginary
-    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
-
-
-class MultiHeadLatentAttention(ClippedAttention):
+class MultiHeadLatentAttention(nn.Module):
     """Attention whose keys and values come from one latent of C channels, plus one rotated key that all heads share.
 
     Each head's query and key have n channels without and R with rotation, its value v channels. Training and prefill
@@ -198,10 +159,9 @@ class MultiHeadLatentAttention(ClippedAttention):
     expansion moved to the query and the output (absorbed form): the cache holds C + R numbers for each position.
     """
 
-    def __init__(self, config: KimiConfig):
-        super().__init__(config.n_heads)
-        self.config = config
-        self.widths = (config.qk_nope_head_dim, config.qk_rope_head_dim)  # (n, R)
+    def __init__(self, config: K2Config):
+        super().__init__()
+        self.config, self.n_heads = config, config.n_heads
         stretch = 0.1 * math.log(config.yarn_factor) + 1  # YaRN: longer contexts get sharper attention
         self.scale = config.qk_head_dim**-0.5 * stretch**2
         heads, latent = config.n_heads, config.kv_lora_rank
@@ -213,39 +173,41 @@ class MultiHeadLatentAttention(ClippedAttention):
         key_and_value = config.qk_nope_head_dim + config.v_head_dim  # a head's rows: n for its key, then v
         self.w_kv_up = nn.Linear(latent, heads * key_and_value, bias=False)
         self.w_o = nn.Linear(heads * config.v_head_dim, config.d_model, bias=False)
-        self._angles: torch.Tensor | None = None
+        self.attend = attend
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None, return_weights: bool = False):
-        """x (B, T, D) -> (B, T, D), and with `return_weights` also the attention weights (B, H, T, S).
+    def forward(
+        self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None,
+        record: LayerRecord | None = None, return_weights: bool = False,
+    ):  # fmt: skip
+        """x (B, T, D), angles (T, R/2) of its positions -> (B, T, D), with `return_weights` also weights (B, H, T, S).
 
         With a cache, x holds the positions that follow the cached ones; S counts both, else S = T.
         """
-        n_queries = x.shape[1]
-        if cache is None:
-            angles = self.angles(n_queries, x.device)  # (T, R/2)
-        else:
-            angles = cache.rows_of_next(self.angles(cache.capacity, x.device), n_queries)
-        q = self._split(self.w_q_up(self.q_norm(self.w_q_down(x))))  # (B, H, T, n + R)
-        q_n, q_r = q.split(self.widths, dim=-1)
+        config = self.config
+        q = split_heads(self.w_q_up(self.q_norm(self.w_q_down(x))), self.n_heads)  # (B, H, T, n + R)
+        q_n, q_r = q.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
         q_r = rope(q_r, angles)  # (B, H, T, R)
-        latent, k_r = self.w_kv_down(x)[:, None].split((self.config.kv_lora_rank, self.widths[1]), dim=-1)
+        latent, k_r = self.w_kv_down(x)[:, None].split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
         key = torch.cat([self.kv_norm(latent), rope(k_r, angles)], dim=-1)  # (B, 1, T, C + R)
+        mask = None
         if cache is not None:
             (key,) = cache.append(key)  # (B, 1, S, C + R)
-            if n_queries == 1 and not return_weights:
-                return self._merge(self.absorbed(q_n, q_r, key, cache.mask(1)))
+            mask, record = cache.mask(x.shape[1]), None  # the logits of generation are not recorded
+            if x.shape[1] == 1 and not return_weights:
+                return self.w_o(merge_heads(self.absorbed(q_n, q_r, key, mask)))
         q = torch.cat([q_n, q_r], dim=-1)  # (B, H, T, n + R)
         k, v = self.expand(key)  # (B, H, S, n + R), (B, H, S, v)
         if return_weights:
-            weights = causal_softmax(q @ k.transpose(-2, -1) * self.scale)  # (B, H, T, S)
-            return self._merge(weights.to(v.dtype) @ v), weights
-        return self._merge(self._attend(q, k, v, cache))
+            weights = causal_softmax(q @ k.mT * self.scale)  # (B, H, T, S)
+            return self.w_o(merge_heads(weights.type_as(v) @ v)), weights
+        return self.w_o(merge_heads(self.attend(q, k, v, self.scale, mask, record)))
 
     def expand(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the cache holds, (B, 1, S, C + R), as the heads' keys (B, H, S, n + R) and values (B, H, S, v)."""
-        latent, k_r = key.split((self.config.kv_lora_rank, self.widths[1]), dim=-1)
-        kv = self._split(self.w_kv_up(latent.squeeze(1)))  # (B, H, S, n + v)
-        k_n, v = kv.split((self.widths[0], self.config.v_head_dim), dim=-1)
+        config = self.config
+        latent, k_r = key.split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
+        kv = split_heads(self.w_kv_up(latent.squeeze(1)), self.n_heads)  # (B, H, S, n + v)
+        k_n, v = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         return torch.cat([k_n, k_r.expand(-1, self.n_heads, -1, -1)], dim=-1), v
 
     def absorbed(
@@ -257,27 +219,27 @@ class MultiHeadLatentAttention(ClippedAttention):
         mask (S,) what of it exists (None: all).
         q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
         """
-        w = self._heads(self.w_kv_up.weight)  # (H, n + v, C), used whole: to take W_k or W_v out would copy it
-        q_latent = F.pad(q_n, (0, self.config.v_head_dim)) @ w  # (B, H, T, C)
+        config = self.config
+        w = rows_of_heads(self.w_kv_up.weight, self.n_heads)  # (H, n + v, C), whole: taking W_k or W_v out copies it
+        q_latent = F.pad(q_n, (0, config.v_head_dim)) @ w  # (B, H, T, C)
         q = torch.cat([q_latent, q_r], dim=-1)  # (B, H, T, C + R)
         # all heads share the key, so their queries are rows of one product
-        logits = q.flatten(1, 2) @ key.squeeze(1).transpose(-2, -1) * self.scale  # (B, H * T, S)
+        logits = q.flatten(1, 2) @ key.squeeze(1).mT * self.scale  # (B, H * T, S)
         weights = causal_softmax(logits.unflatten(1, q.shape[1:3]), mask).type_as(key)  # (B, H, T, S)
-        mixed = weights.flatten(1, 2) @ key.squeeze(1)[..., : self.config.kv_lora_rank]  # (B, H * T, C)
-        return (mixed.unflatten(1, q.shape[1:3]) @ w.mT)[..., self.widths[0] :]  # (B, H, T, v)
+        mixed = weights.flatten(1, 2) @ key.squeeze(1)[..., : config.kv_lora_rank]  # (B, H * T, C)
+        return (mixed.unflatten(1, q.shape[1:3]) @ w.mT)[..., config.qk_nope_head_dim :]  # (B, H, T, v)
 
-    def angles(self, length: int, device: torch.device) -> torch.Tensor:
-        """(length, R/2) angles of the positions from 0, made once."""
-        if self._angles is None or len(self._angles) < length or self._angles.device != device:
-            frequencies = rotary_frequencies(self.config).to(device)
-            positions = torch.arange(max(length, self.config.block_size), device=device)
-            self._angles = torch.outer(positions.float(), frequencies)
-        return self._angles[:length]
+    @torch.no_grad()
+    def qk_clip_(self, max_logits: torch.Tensor, tau: float) -> None:
+        """QK-Clip (Kimi K2 report, sec. 2.1 and algorithm 1), after the optimizer's update; max_logits (H,).
 
-    def _scale_logits_(self, gamma: torch.Tensor) -> None:
-        # A logit is q_n.k_n + q_r.k_r. The first product gets sqrt(gamma) from either side; the second all of it from
-        # the query, for the rotated key belongs to every head.
-        q_n, q_r = self._heads(self.w_q_up.weight).split(self.widths, dim=1)
-        k_n = self._heads(self.w_kv_up.weight)[:, : self.widths[0]]
-        for part, factor in ((q_n, gamma.sqrt()), (q_r, gamma), (k_n, gamma.sqrt())):
-            part.mul_(factor)
+        A logit is q_n.k_n + q_r.k_r. The first product gets sqrt(gamma) from either side; the second all of gamma from
+        the query, for the rotated key belongs to every head. What heads share keeps every bit.
+        """
+        gamma = clip_factors(max_logits, tau)  # (H, 1, 1)
+        nope, rotated = self.config.qk_nope_head_dim, self.config.qk_rope_head_dim
+        q_n, q_r = rows_of_heads(self.w_q_up.weight, self.n_heads).split((nope, rotated), dim=1)
+        k_n = rows_of_heads(self.w_kv_up.weight, self.n_heads)[:, :nope]
+        q_n.mul_(gamma.sqrt())
+        q_r.mul_(gamma)
+        k_n.mul_(gamma.sqrt())

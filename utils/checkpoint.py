@@ -6,36 +6,25 @@ with torch's `weights_only` reader, which builds tensors, numbers, text and list
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
-from utils.config import KimiConfig, from_dict
+from utils.config import K2Config, KimiConfig, NanoConfig, from_dict
+from utils.files import write_atomically
 from utils.model import Kimi
 from utils.tokenizer import WordTokenizer
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = "kimi-k2-from-scratch checkpoint 2"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file, make sure that it is on the disk, then move it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+FORMAT = "kimi-k2-from-scratch checkpoint 3"
+FORMAT_2 = "kimi-k2-from-scratch checkpoint 2"  # its configuration had the fields of both architectures
 
 
 def save_checkpoint(path: str | Path, model: Kimi, step: int, training: dict | None = None) -> None:
     """Write model, tokenizer and `training` (tensors and plain values: optimizer, random states, ...) to `path`."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     state = {
         "format": FORMAT,
         "step": step,
@@ -63,9 +52,26 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{file} is not a checkpoint or is cut off ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, FORMAT_2):
         raise ValueError(f"{file} is not a checkpoint of this project: its format is not {FORMAT!r}")
+    if state["format"] == FORMAT_2:
+        _convert_from_2(state)
     return state
+
+
+def _convert_from_2(state: dict) -> None:
+    """Bring what the second format said otherwise into the form of this one."""
+    own = K2Config if state["config"].get("architecture") == "k2" else NanoConfig
+    other = NanoConfig if own is K2Config else K2Config
+    gone = {field.name for field in fields(other)} - {field.name for field in fields(own)}
+    state["config"] = {name: value for name, value in state["config"].items() if name not in gone}
+    if (training := state["training"]) is None:
+        return
+    training["device_rng"] = training.pop("cuda_rng", None)
+    recipe = training["recipe"] = training.pop("notes", None)
+    if recipe is not None:
+        recipe.pop("training", None)  # it stood in the checkpoint twice
+        recipe["model"] = {name: value for name, value in recipe.get("model", {}).items() if name not in gone}
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Kimi, int]:

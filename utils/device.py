@@ -7,10 +7,12 @@ faster of fp32 and bf16 is taken, measured, since only CPUs with bf16 instructio
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -56,6 +58,48 @@ def _seconds(dtype: torch.dtype) -> float:
 def autocast(device: torch.device, number_format: str) -> torch.autocast:
     """Context in which matmuls run in `number_format` while the weights stay fp32."""
     return torch.autocast(device.type, DTYPES[number_format], enabled=number_format != "fp32")
+
+
+def rng_state(device: torch.device) -> torch.Tensor | None:
+    """The state of the device's own global generator; None for a CPU, whose generator torch.get_rng_state reads."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_rng_state(device: torch.device, state: torch.Tensor | None) -> None:
+    """Put back what `rng_state` read; nothing where there is no state, or the device has no generator of its own."""
+    if state is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    elif state is not None and device.type == "mps":
+        torch.mps.set_rng_state(state.cpu())
+
+
+@contextlib.contextmanager
+def fork_rng(device: torch.device) -> Iterator[None]:
+    """What is drawn inside leaves the global random numbers outside as they were, on the CPU and on `device`.
+
+    (torch.random.fork_rng knows no MPS.)
+    """
+    cpu_state, device_state = torch.get_rng_state(), rng_state(device)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        set_rng_state(device, device_state)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which autocast changes nothing. (The meta device has no autocast, and refuses to switch it off.)"""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The number format of a matmul with x: autocast's where it is on, else that of x."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def keep_freed_memory() -> None:

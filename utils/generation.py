@@ -1,6 +1,8 @@
 """From logits to a story: choose the next token, append it, repeat.
 
-`sample` is the loop on token ids, for a whole batch at once; `stream` and `generate` put text around it.
+`sample` is the one loop, on token ids, for a whole batch at once. What else tells is a view of it: `stream` and
+`generate` make text of it, `tell_stories` many stories at once, `next_token_probabilities` looks at its first step,
+and the panel's `Reading` keeps what the model was thinking.
 """
 
 from __future__ import annotations
@@ -9,37 +11,46 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 
 from utils.decoding import Decoder
 from utils.model import Kimi
+from utils.record import Record
+from utils.settings import check_settings, real, refuse_unknown, whole
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to turn logits into a choice. The defaults change nothing but the temperature."""
+    """How to turn logits into a choice. The defaults change nothing but the temperature.
 
-    temperature: float = 0.8  # 0 takes the likeliest token, 1 the model's own probabilities
-    top_k: int | None = None  # keep the k likeliest
-    top_p: float = 1.0  # keep the likeliest whose probabilities reach p together (arXiv 1904.09751)
-    min_p: float = 0.0  # keep those at least min_p times as likely as the likeliest (arXiv 2407.01082)
-    repetition_penalty: float = 1.0  # divide the odds of every token that has appeared by this
+    The command line takes its options and the panel its sliders from these declarations.
+    """
+
+    temperature: float = real(
+        0.8, "0 takes the likeliest word, 1 the model's own probabilities", "0 or more",
+        lambda value: 0 <= value < math.inf, slider=(0.0, 2.0, 0.05),
+    )  # fmt: skip
+    top_k: int | None = whole(None, "keep the k likeliest words; none: all", optional=True, slider=(0, 200, 1))
+    # arXiv 1904.09751
+    top_p: float = real(
+        1.0, "keep the likeliest words that reach this probability together", "in (0, 1]",
+        lambda value: 0 < value <= 1, slider=(0.05, 1.0, 0.05),
+    )  # fmt: skip
+    # arXiv 2407.01082
+    min_p: float = real(
+        0.0, "keep words at least this times as likely as the likeliest", "in [0, 1]",
+        lambda value: 0 <= value <= 1, slider=(0.0, 1.0, 0.01),
+    )  # fmt: skip
+    repetition_penalty: float = real(
+        1.0, "divide the odds of words that have appeared by this", "1 or more",
+        lambda value: 1 <= value < math.inf, slider=(1.0, 2.0, 0.05),
+    )  # fmt: skip
 
     def __post_init__(self):
-        for name, allowed, holds in (
-            ("temperature", "0 or more", 0 <= self.temperature < math.inf),
-            (
-                "top_k",
-                "None or a whole number, 1 or more",
-                self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1),
-            ),
-            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
-            ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
-            ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < math.inf),
-        ):
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, it must be {allowed}")
+        check_settings(self)
 
     def probabilities(self, logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """logits (B, V), seen (B, V) bool -> probabilities (B, V), in fp32; ruled-out tokens have exactly 0."""
@@ -63,10 +74,16 @@ class Sampling:
         return p / p.sum(dim=-1, keepdim=True)
 
 
-def sample(
-    decoder: Decoder, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (next tokens (B,), their probabilities (B, V)) after `tokens` (B, T), T at most the block size.
+class Step(NamedTuple):
+    """One step of `sample`."""
+
+    tokens: torch.Tensor  # (B,) the next tokens
+    probabilities: torch.Tensor  # (B, V) those that they were drawn with
+    record: Record  # what the model left behind when it read the tokens before them
+
+
+def sample(decoder: Decoder, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> Iterator[Step]:
+    """Endless steps after `tokens` (B, T), T at most the block size.
 
     Each position is computed once and remembered in the cache. When the block is full, the newer half is read again
     from position 0 and the older half forgotten, so generation goes on for ever at the same speed.
@@ -81,14 +98,15 @@ def sample(
         never[model.tokenizer.unk_id] = True  # a story has no unknown words
     while True:
         seen.scatter_(1, new, True)
-        logits = decoder(new)  # (B, V)
+        record = Record()
+        logits = decoder(new, record)  # (B, V)
         with torch.inference_mode():
             p = sampling.probabilities(logits.masked_fill(never, -math.inf), seen)  # (B, V)
             if sampling.temperature == 0:
                 new = p.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:  # drawn on the CPU, so that a seed means the same on every device
                 new = p.cpu().multinomial(1, generator=generator).to(device)  # (B, 1)
-        yield new[:, 0], p
+        yield Step(new[:, 0], p, record)
         tokens = torch.cat([tokens, new], dim=1)[:, -block:]
         if decoder.length == block:
             decoder.restart()
@@ -96,35 +114,28 @@ def sample(
 
 
 def stream(
-    model: Kimi,
-    prompt: str = "Once upon a time",
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    stop_at_eos: bool = True,
-    number_format: str = "auto",
-) -> Iterator[str]:
+    model: Kimi, prompt: str = "Once upon a time", max_new_tokens: int = 200, *, seed: int | None = None,
+    stop_at_eos: bool = True, number_format: str = "auto", **settings,
+) -> Iterator[str]:  # fmt: skip
     """Tell a story that begins with `prompt`, in pieces of text as they are made; the prompt is the first piece.
 
     An empty prompt, or one without a known word, starts from <|endoftext|>, where stories begin. Without a seed every
     call tells another story. `number_format` is that of the matmuls (see `decoding`): a story can change with it where
-    two words are nearly as likely. Raises ValueError for impossible settings and for a prompt longer than the block.
+    two words are nearly as likely. settings: the fields of `Sampling`. Raises ValueError for impossible settings and
+    for a prompt longer than the block.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    refuse_unknown(Sampling, settings)
+    sampling = Sampling(**settings)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, it must be 0 or more")
     ids = prompt_ids(model, prompt)
     generator = torch.Generator()
     _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    choices = sample(Decoder(model, number_format), torch.tensor([ids]), sampling, generator)
-    return _pieces(model.tokenizer, prompt, ids, choices, max_new_tokens, stop_at_eos)
+    steps = sample(Decoder(model, number_format), torch.tensor([ids]), sampling, generator)
+    return _pieces(model.tokenizer, prompt, ids, islice(steps, max_new_tokens), stop_at_eos)
 
 
-def _pieces(tok, prompt, ids, choices, max_new_tokens, stop_at_eos) -> Iterator[str]:
+def _pieces(tok, prompt: str, ids: list[int], steps: Iterator[Step], stop_at_eos: bool) -> Iterator[str]:
     shown = prompt.rstrip()  # the reader's own words, not their lower-cased reading
     if ids == [tok.eos_id]:
         detokenizer = tok.detokenizer()
@@ -132,14 +143,57 @@ def _pieces(tok, prompt, ids, choices, max_new_tokens, stop_at_eos) -> Iterator[
     else:
         detokenizer = tok.detokenizer(after=ids)
     yield shown
-    for _ in range(max_new_tokens):
-        token = next(choices)[0].item()
+    for step in steps:
+        token = step.tokens.item()
         if token == tok.eos_id and stop_at_eos:
             break
         if piece := detokenizer.push(token):
             yield piece
     if piece := detokenizer.flush():
         yield piece
+
+
+def generate(model: Kimi, prompt: str = "Once upon a time", max_new_tokens: int = 200, **settings) -> str:
+    """The whole story as one string: all pieces of `stream`, which explains the settings."""
+    return "".join(stream(model, prompt, max_new_tokens, **settings))
+
+
+STORIES_AT_ONCE = 50
+
+
+def tell_stories(
+    model: Kimi, n: int, prompt: str = "Once upon a time", max_new_tokens: int = 250, seed: int = 0, **settings
+) -> list[str]:
+    """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens.
+
+    settings: the fields of `Sampling`.
+    """
+    tok, start = model.tokenizer, prompt_ids(model, prompt)
+    generator = torch.Generator().manual_seed(seed)
+    decoder, sampling, stories = Decoder(model), Sampling(**settings), []
+    for first in range(0, n, STORIES_AT_ONCE):
+        count = min(STORIES_AT_ONCE, n - first)
+        columns, ended = [], torch.zeros(count, dtype=torch.bool)
+        tokens = torch.tensor([start]).expand(count, -1)
+        for step in islice(sample(decoder, tokens, sampling, generator), max_new_tokens):
+            columns.append(step.tokens.cpu())
+            ended |= columns[-1] == tok.eos_id
+            if ended.all():
+                break
+        for row in torch.stack(columns, dim=1).tolist():
+            end = row.index(tok.eos_id) if tok.eos_id in row else len(row)
+            stories.append(tok.decode(start + row[:end]))
+    return stories
+
+
+def next_token_probabilities(model: Kimi, prompt: str, **settings) -> torch.Tensor:
+    """(V,) probability of every token to come next after `prompt`; `settings` as the fields of `Sampling`.
+
+    Without settings these are the model's own probabilities (temperature 1).
+    """
+    sampling = Sampling(**{"temperature": 1.0, **settings})
+    step = next(sample(Decoder(model), torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
+    return step.probabilities[0].cpu()
 
 
 def prompt_ids(model: Kimi, prompt: str) -> list[int]:
@@ -158,18 +212,3 @@ def prompt_ids(model: Kimi, prompt: str) -> list[int]:
     if len(ids) > model.config.block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, the model's block takes at most {model.config.block_size}")
     return ids
-
-
-def next_token_probabilities(model: Kimi, prompt: str, **settings) -> torch.Tensor:
-    """(V,) probability of every token to come next after `prompt`; `settings` as the fields of `Sampling`.
-
-    Without settings these are the model's own probabilities (temperature 1).
-    """
-    sampling = Sampling(**{"temperature": 1.0, **settings})
-    _, p = next(sample(Decoder(model), torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
-    return p[0].cpu()
-
-
-def generate(model: Kimi, prompt: str = "Once upon a time", max_new_tokens: int = 200, **settings) -> str:
-    """The whole story as one string: all pieces of `stream`, which explains the settings."""
-    return "".join(stream(model, prompt, max_new_tokens, **settings))

@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from utils.checkpoint import write_atomically
 from utils.config import KimiConfig, from_dict
+from utils.files import json_part, read_json, write_atomically
+from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.model import Kimi
-from utils.tokenizer import EOS, SPECIALS, UNK, WordTokenizer
 
-CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPES = ("deepseek_v3", "kimi_k2")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,21 +52,6 @@ YARN_FIXED = dict(mscale=1.0, mscale_all_dim=1.0)
 OWN = "kimi_k2_from_scratch"  # a key for fields that transformers has no name for; it passes them over
 OWN_FIELDS = ("balance_coef", "bias_rate", "yarn_original", "yarn_beta_fast", "yarn_beta_slow")
 
-# Python's \w and \s in the words of Oniguruma, the regex library of tokenizers, whose own \w holds accents and lacks
-# fractions and whose \s lacks four separators.
-_WORD, _SPACE = r"\p{L}\p{N}_", r"\s\x{1c}-\x{1f}"
-_TOKEN = rf"[{_WORD}]+|[^{_WORD}{_SPACE}]"
-# Lowercase there goes letter by letter; Python has another sigma for the end of a word (Unicode, Final_Sigma).
-_LETTER, _PASSED_OVER = r"[\p{Cased}&&\P{Case_Ignorable}]", r"\p{Case_Ignorable}*"
-_LAST_SIGMA = f"(?<={_LETTER}{_PASSED_OVER})Σ(?!{_PASSED_OVER}{_LETTER})"
-_TAIL = r"(?=(?:s|t|m|d|re|ve|ll)(?: |\z))"
-_NEEDLESS_SPACE = "|".join([
-    r" (?=[,.!?;:…)\]}%”»])",
-    r"(?<=[(\[{$“‘«]) ",
-    rf"(?<=[{_WORD}]|{UNK}) (?=['’] {_TAIL})",  # it 's
-    rf"(?<=[{_WORD}] ['’]|{UNK} ['’]) {_TAIL}",  # it' s
-])  # fmt: skip
-
 
 def export_hf(model: Kimi, folder: str | Path) -> None:
     """Write `model`, and its tokenizer if it has one, so that transformers' DeepseekV3ForCausalLM gives its logits.
@@ -85,18 +70,8 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
     if model.config.n_experts == 1:
         raise ValueError("n_experts is 1, transformers needs 2 or more")
     texts = {CONFIG: _config_json(model)}
-    if (tok := model.tokenizer) is not None:
-        texts[TOKENIZER] = _tokenizer_json(tok.words)
-        texts["tokenizer_config.json"] = dict(
-            tokenizer_class="PreTrainedTokenizerFast", unk_token=UNK, bos_token=EOS, eos_token=EOS, pad_token=EOS,
-            model_max_length=model.config.block_size, model_input_names=["input_ids", "attention_mask"],
-            padding_side="left", clean_up_tokenization_spaces=False,
-        )  # fmt: skip
-        # pad_token_id stands here and not in config.json, where it would keep <|endoftext|> from learning
-        texts["generation_config.json"] = dict(
-            bos_token_id=tok.eos_id, eos_token_id=tok.eos_id, pad_token_id=tok.eos_id, suppress_tokens=[tok.unk_id],
-            do_sample=False,
-        )  # fmt: skip
+    if model.tokenizer is not None:
+        texts |= tokenizer_files(model.tokenizer, model.config.block_size)
     # all in memory before the first is written
     files = {name: json.dumps(text, ensure_ascii=False, indent=2).encode() for name, text in texts.items()}
     files[WEIGHTS] = save({name: t.cpu().contiguous() for name, t in _tensors(model).items()}, {"format": "pt"})
@@ -114,22 +89,31 @@ def import_hf(folder: str | Path) -> Kimi:
     same way: it names the field or tensor, its value and what is allowed.
     """
     folder = Path(folder)
-    state = _read_json(folder / CONFIG)
+    state = read_json(folder / CONFIG)
     config = _read_config(state, folder / CONFIG)
     weights = _read_weights(folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = _tensors(Kimi(config))
-    n_second = state.get("num_nextn_predict_layers", state.get("num_mtp_layers", 1))
+    n_second = _n_second_heads(state, folder / CONFIG)
     second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(second)}
     _check_tensors(weights, wanted, folder)
     model = Kimi(config)
     for name, tensor in _tensors(model).items():
         tensor.copy_(weights[name])
-    model.tokenizer = _read_tokenizer(folder / TOKENIZER)
+    model.tokenizer = read_tokenizer(folder / TOKENIZER)
     if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
     return model.eval()
+
+
+def _n_second_heads(state: dict, file: Path) -> int:
+    """How many layers, behind the others, serve a second head."""
+    name = next((n for n in ("num_nextn_predict_layers", "num_mtp_layers") if state.get(n) is not None), None)
+    value = 1 if name is None else state[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {value!r:.200} in {file}, it must be a whole number, 0 or more")
+    return value
 
 
 def _tensors(model: Kimi) -> dict[str, torch.Tensor]:
@@ -210,8 +194,7 @@ def _read_config(state: dict, file: Path) -> KimiConfig:
     for name, allowed in FIXED.items():
         check(state, name, allowed, allowed)
     values = {ours: state.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in FIELDS.items()}
-    check(state, "num_key_value_heads", DEFAULTS.n_heads, values["n_heads"], None)
-    rope = _part(state, "rope_scaling") or _part(state, "rope_parameters")
+    rope = json_part(state, "rope_scaling") or json_part(state, "rope_parameters")
     values["rope_theta"] = rope.get("rope_theta", state.get("rope_theta", DEFAULTS.rope_theta))
     rope.setdefault("rope_type", rope.get("type", "default"))
     check(rope, "rope_type", None, "default", "yarn")
@@ -221,18 +204,20 @@ def _read_config(state: dict, file: Path) -> KimiConfig:
         check(rope, "truncate", True, True)
         rope.setdefault("original_max_position_embeddings", values["block_size"])
         values |= {ours: rope.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in YARN.items()}
-    own = {"balance_coef": 0.0} | _part(state, OWN)
+    own = {name: getattr(DEFAULTS, name) for name in ("balance_coef", "bias_rate")} | json_part(state, OWN)
     try:
-        return from_dict(KimiConfig, own | values | {"architecture": "k2", "dropout": 0.0})
+        config = from_dict(KimiConfig, own | values | {"architecture": "k2"})
     except ValueError as error:
         raise ValueError(f"{file} describes no model of this project: {error}") from error
+    check(state, "num_key_value_heads", DEFAULTS.n_heads, config.n_heads, None)
+    return config
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the one file, or of the shards that an index names."""
     files = [folder / WEIGHTS]
     if not files[0].is_file() and (folder / INDEX).is_file():
-        shards = _part(_read_json(folder / INDEX), "weight_map").values()
+        shards = json_part(read_json(folder / INDEX), "weight_map").values()
         files = [folder / str(name) for name in sorted(set(shards))]
     weights = {}
     for file in files:
@@ -259,58 +244,3 @@ def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Ten
     for name in wanted:
         if name not in weights:
             raise ValueError(f"{folder} has no tensor {name}, by config.json it must have one")
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    try:
-        state = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__}, it must be a JSON object")
-    return state
-
-
-def _part(state: dict, name: str) -> dict:
-    """A copy of the JSON object under `name`, empty where it is missing or null."""
-    value = state.get(name)
-    if not isinstance(value, dict | None):
-        raise ValueError(f"{name} is {value!r:.60}, it must be a JSON object")
-    return dict(value or {})
-
-
-def _tokenizer_json(words: list[str]) -> dict:
-    """The tokenizer in the form of the tokenizers library, in full, so that one written elsewhere is told apart."""
-    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-
-    def replace(regex: str, content: str) -> dict:
-        return {"type": "Replace", "pattern": {"Regex": regex}, "content": content}
-
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": word, **flags} for i, word in enumerate(SPECIALS)],
-        "normalizer": {"type": "Sequence", "normalizers": [replace(_LAST_SIGMA, "ς"), {"type": "Lowercase"}]},
-        # what is not a token is removed
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": _TOKEN}, "behavior": "Removed", "invert": True},
-        "post_processor": None,
-        # each token begins with a space, the first too: pipelines put the text behind the prompt
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [replace(r"\A", " "), {"type": "Fuse"}, replace(_NEEDLESS_SPACE, "")],
-        },
-        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": UNK},
-    }
-
-
-def _read_tokenizer(file: Path) -> WordTokenizer | None:
-    """The tokenizer that `export_hf` wrote to `file`, None where there is none or another one."""
-    model = _part(_read_json(file), "model") if file.is_file() else {}
-    if model.get("type") != "WordLevel":
-        return None
-    vocab = _part(model, "vocab")
-    words = sorted(vocab, key=vocab.get)
-    return WordTokenizer(words) if _read_json(file) == _tokenizer_json(words) else None

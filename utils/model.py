@@ -1,13 +1,14 @@
 """The whole model: embedding, blocks of attention and experts, a linear head that is not tied to the embedding.
 
-Pre-norm residual blocks: x + attention(norm(x)), then x + experts(norm(x)). nano has learned positions, LayerNorm and
-multi-head attention; k2 has RMSNorm, latent attention with rotary positions, and in its first layers a dense
-feed-forward instead of experts.
+Pre-norm residual blocks: x + attention(norm(x)), then x + experts(norm(x)). `PARTS` says which norm, positions,
+attention and feed-forward layers the two architectures are made of; everything else they share.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,66 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.attention import KVCache, MultiHeadAttention, MultiHeadLatentAttention
-from utils.config import KimiConfig
-from utils.dropout import Dropout
-from utils.loss import chunked_cross_entropy
-from utils.moe import Experts, MoE, SigmoidRouter
+from utils.config import K2Config, KimiConfig, NanoConfig
+from utils.loss import cross_entropy
+from utils.moe import Experts, MoE, SigmoidRouter, SoftmaxRouter
 from utils.norm import RMSNorm
+from utils.positions import LearnedPositions, RotaryPositions
+from utils.record import LayerRecord, Record
 from utils.swiglu import FeedForward
 
 
-def _norm(config: KimiConfig) -> nn.Module:
-    return RMSNorm(config.d_model, config.norm_eps) if config.architecture == "k2" else nn.LayerNorm(config.d_model)
+class Dropout(nn.Module):
+    """In training, each value is left out with probability p (Srivastava et al., JMLR 15, 2014): (...) -> (...)."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+        self.dropout = F.dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(x, self.p, self.training)
+
+
+def nano_feed_forward(config: NanoConfig, layer: int) -> MoE:
+    """The feed-forward part of a layer of nano: experts everywhere."""
+    return MoE(SoftmaxRouter(config), Experts(config))
+
+
+def k2_feed_forward(config: K2Config, layer: int) -> FeedForward | MoE:
+    """The feed-forward part of a layer of k2: dense in the first layers, then experts and shared ones."""
+    if layer < config.first_k_dense:
+        return FeedForward(config.d_model, config.dense_ff)
+    shared = FeedForward(config.d_model, config.n_shared_experts * config.d_ff) if config.n_shared_experts else None
+    return MoE(SigmoidRouter(config), Experts(config), shared)
+
+
+class Parts(NamedTuple):
+    """What makes the parts of an architecture from its configuration."""
+
+    norm: Callable[[KimiConfig], nn.Module]
+    positions: Callable[[KimiConfig], nn.Module]
+    attention: Callable[[KimiConfig], nn.Module]
+    feed_forward: Callable[[KimiConfig, int], nn.Module]
+    dropout: Callable[[KimiConfig], nn.Module]
+
+
+PARTS = {
+    "nano": Parts(
+        norm=lambda config: nn.LayerNorm(config.d_model),
+        positions=LearnedPositions,
+        attention=MultiHeadAttention,
+        feed_forward=nano_feed_forward,
+        dropout=lambda config: Dropout(config.dropout),
+    ),
+    "k2": Parts(
+        norm=lambda config: RMSNorm(config.d_model, config.norm_eps),
+        positions=RotaryPositions,
+        attention=MultiHeadLatentAttention,
+        feed_forward=k2_feed_forward,
+        dropout=lambda config: nn.Identity(),
+    ),
+}
 
 
 class Block(nn.Module):
@@ -32,112 +83,155 @@ class Block(nn.Module):
 
     def __init__(self, config: KimiConfig, layer: int = 0):
         super().__init__()
-        is_k2 = config.architecture == "k2"
-        self.attention_norm = _norm(config)
-        self.attention = MultiHeadLatentAttention(config) if is_k2 else MultiHeadAttention(config)
-        self.ffn_norm = _norm(config)
-        is_dense = is_k2 and layer < config.first_k_dense
-        self.ffn = FeedForward(config.d_model, config.dense_ff) if is_dense else MoE(config)
-        self.dropout = Dropout(config.dropout)
+        parts = PARTS[config.architecture]
+        self.attention_norm = parts.norm(config)
+        self.attention = parts.attention(config)
+        self.ffn_norm = parts.norm(config)
+        self.ffn = parts.feed_forward(config, layer)
+        self.dropout = parts.dropout(config)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))  # (B, T, D)
+    def forward(
+        self, x: torch.Tensor, angles: torch.Tensor | None = None, cache: KVCache | None = None,
+        record: LayerRecord | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles, cache, record))  # (B, T, D)
+        normed = self.ffn_norm(x)  # (B, T, D)
+        y = self.ffn(normed, record) if isinstance(self.ffn, MoE) else self.ffn(normed)  # (B, T, D)
+        return x + self.dropout(y)
 
 
 class Kimi(nn.Module):
     """A language model: token ids in, the logits of each next token out.
 
-    The weights are drawn from `seed` alone. `tokenizer` is set by whoever trains or loads the model, so that
-    `generate(model, "Once upon a time")` works without further arguments.
+    The weights are drawn from `seed` alone, and the global random numbers stay where they are. `tokenizer` is set by
+    whoever trains or loads the model, so that `generate(model, "Once upon a time")` works without further arguments.
+    fast: compute with the hand-written forms of `utils.fast`; without them, every part is as the lessons show it.
     """
 
-    def __init__(self, config: KimiConfig, seed: int = 0):
+    def __init__(self, config: KimiConfig, seed: int = 0, fast: bool = True):
         super().__init__()
         self.config = config
         self.tokenizer = None
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        learned = config.architecture == "nano"
-        self.positions = nn.Embedding(config.block_size, config.d_model) if learned else None
-        self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = _norm(config)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self._initialise(torch.Generator().manual_seed(seed))
+        parts = PARTS[config.architecture]
+        device = torch.empty(0).device  # the one in whose context this stands, else the CPU
+        with torch.device("meta"):  # shapes only: all values are drawn below, once
+            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            self.positions = parts.positions(config)
+            self.dropout = parts.dropout(config)
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+            self.norm = parts.norm(config)
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.cross_entropy = cross_entropy
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self._initialise(torch.Generator().manual_seed(seed))
+        if fast:
+            from utils.fast import speed_up  # here: who reads the textbook's forms need not know that there are others
+
+            speed_up(self)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """Every layer passes on the size of what it gets, and the 2L branches together add as much as the input."""
+        """Every layer passes on the size of what it gets, and the 2L branches together add as much as the input.
+
+        So a matrix has std 1/sqrt(inputs), and one that ends a branch 1/sqrt(2L) of that.
+        """
         # The final norm gives the head inputs of size 1, so this keeps the logits near 0 and the loss near ln(V).
         head_std = 0.2 / math.sqrt(self.config.d_model)
         stds = {"embedding.weight": 0.3, "positions.weight": 0.3, "head.weight": head_std}
         for name, weight in self.named_parameters():
-            if weight.ndim > 1 and not weight.is_meta:
+            if weight.ndim > 1:
                 branches = 2 * self.config.n_layers if name.endswith(("w_o.weight", "w_down")) else 1
-                weight.normal_(std=stds.get(name, 1 / math.sqrt(weight.shape[-1] * branches)), generator=generator)
+                std = stds.get(name, 1 / math.sqrt(weight.shape[-1] * branches))
+                drawn = torch.empty(weight.shape, device="cpu").normal_(std=std, generator=generator)
+                weight.copy_(drawn)  # drawn on the CPU: a seed means the same on every device
+            else:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)  # norms
+        for router in self.routers():
+            for bias in router.buffers():
+                bias.zero_()
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KVCache] | None = None):
+    def forward(
+        self, tokens: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KVCache] | None = None,
+        record: Record | None = None,
+    ):  # fmt: skip
         """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) also the mean cross-entropy in nats.
 
-        With a cache (see `new_cache`) the tokens follow the cached ones. Raises ValueError when the positions do
-        not fit into the block size.
+        With a cache (see `new_cache`) the tokens follow the cached ones. record: takes what the layers leave behind.
+        Raises ValueError when the positions do not fit into the block size.
         """
-        logits = self.head(self.hidden(tokens, cache))  # (B, T, V)
+        logits = self.head(self.hidden(tokens, cache, record))  # (B, T, V)
         if targets is None:
             return logits
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The cross-entropy that `forward` gives, in the form for training: the logits never exist as a whole."""
-        return chunked_cross_entropy(self.hidden(tokens), self.head.weight, targets)
+    def loss(self, tokens: torch.Tensor, targets: torch.Tensor, record: Record | None = None) -> torch.Tensor:
+        """The cross-entropy that `forward` gives, in the form for training: the logits need not exist as a whole."""
+        return self.cross_entropy(self.hidden(tokens, record=record), self.head.weight, targets)
 
-    def hidden(self, tokens: torch.Tensor, cache: list[KVCache] | None = None) -> torch.Tensor:
+    def hidden(
+        self, tokens: torch.Tensor, cache: list[KVCache] | None = None, record: Record | None = None
+    ) -> torch.Tensor:
         """tokens (B, T) -> what the head reads, (B, T, D)."""
-        start = cache[0].length if cache else 0
-        end = start + tokens.shape[1]
+        n_new = tokens.shape[1]
+        end = n_new + (cache[0].length if cache else 0)
         if end > self.config.block_size:
             raise ValueError(f"{end} positions were asked for, the block size is {self.config.block_size}")
-        x = self.embedding(tokens)  # (B, T, D)
-        if self.positions is not None:
-            table = self.positions.weight
-            x = x + (cache[0].rows_of_next(table, end - start) if cache else table[:end])
+        device = tokens.device
+        positions = cache[0].next_positions(n_new, device) if cache else torch.arange(n_new, device=device)  # (T,)
+        x, angles = self.positions(self.embedding(tokens), positions)  # (B, T, D), (T, R/2) or None
         x = self.dropout(x)
-        for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x = block(x, layer_cache)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            layer_cache = cache[i] if cache else None
+            layer_record = record.layers[i] if record is not None else None
+            x = block(x, angles, layer_cache, layer_record)  # (B, T, D)
         return self.norm(x)
 
     def new_cache(self) -> list[KVCache]:
         """An empty cache for each layer, as long as the block size."""
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
+    def layers_with_experts(self) -> list[int]:
+        """The numbers of the layers that have experts."""
+        return [i for i, block in enumerate(self.blocks) if isinstance(block.ffn, MoE)]
+
     def routers(self) -> list[nn.Module]:
         """The router of each layer with experts."""
-        return [block.ffn.router for block in self.blocks if isinstance(block.ffn, MoE)]
+        return [self.blocks[i].ffn.router for i in self.layers_with_experts()]
 
-    def balance_loss(self) -> torch.Tensor:
-        """Mean load-balancing loss of the layers with experts in the last training forward, 1 at perfect balance."""
-        return torch.stack([router.balance_loss for router in self.routers()]).mean()
+    def qk_clip_(self, record: Record, tau: float) -> None:
+        """After MuonClip's update: rescale the attention heads whose largest logit in `record` is beyond tau."""
+        for i, block in enumerate(self.blocks):
+            if record.layers[i].max_logits is not None:
+                block.attention.qk_clip_(record.layers[i].max_logits, tau)
 
-    def expert_load(self) -> torch.Tensor:
-        """(layers with experts, E): how many tokens went to each expert in the last forward."""
-        return torch.stack([router.load for router in self.routers()])
-
-    def end_step_(self) -> None:
-        """To be called after each optimizer step: move the experts' biases, begin to record loads and logits anew."""
-        for block in self.blocks:
-            block.attention.end_step_()
-        for router in self.routers():
-            router.balance_loss = router.balance_loss.detach()  # the step's graph is not needed any more
-            if isinstance(router, SigmoidRouter):
-                router.update_bias_()
-
-    def max_logits(self) -> torch.Tensor:
-        """(L, H): the largest attention logit of each head in the last training step."""
-        return torch.stack([block.attention.max_logits for block in self.blocks])
+    def end_step_(self, record: Record) -> None:
+        """After each optimizer step: move the experts' biases by the loads in `record`, and close it."""
+        for i, router in zip(self.layers_with_experts(), self.routers(), strict=True):
+            if isinstance(router, SigmoidRouter) and record.layers[i].load is not None:
+                router.update_bias_(record.layers[i].load)
+        record.close()
 
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+
+def eval_view(model: Kimi, dtype: torch.dtype | None = None) -> Kimi:
+    """A model in eval mode that shares every tensor with `model`, which stays in its own mode, whatever it is.
+
+    dtype: its matrices are copies in this number format; None shares them too.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    # an embedding is looked up, and k2's routers compute in fp32: no matmul to speed up
+    kept = [p for m in model.modules() if isinstance(m, nn.Embedding | SigmoidRouter) for p in m.parameters()]
+    as_it_is = {id(p) for p in kept}
+    others = [model.tokenizer, *(v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))]
+    shared = {id(value): value for value in others}
+    for tensor in (*model.parameters(), *model.buffers()):
+        cast = dtype is not None and tensor.ndim > 1 and id(tensor) not in as_it_is
+        shared[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False) if cast else tensor
+    return copy.deepcopy(model, shared).eval()  # what is among the shared is not copied
 
 
 class ParameterCount(NamedTuple):
@@ -151,19 +245,3 @@ def count_parameters(model: Kimi) -> ParameterCount:
     routed = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
     config = model.config
     return ParameterCount(total, total - routed + routed * config.top_k // config.n_experts)
-
-
-def training_flops(model: Kimi) -> float:
-    """Floating-point operations to train on one token: 6 for each active weight that multiplies, and attention.
-
-    A multiplication and an addition, once forward and twice backward (PaLM, arXiv 2204.02311, app. B). Left out are
-    the embeddings, which are looked up, pairs that the causal mask hides, and the optimizer.
-    """
-    config = model.config
-    looked_up = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    pairs = (config.block_size + 1) / 2  # keys that a query looks at, on average
-    width = (
-        config.qk_head_dim + config.v_head_dim if config.architecture == "k2" else 2 * config.d_model / config.n_heads
-    )
-    per_pair = 2 * config.n_layers * config.n_heads * width  # forward: query with key, weight with value
-    return 6 * (count_parameters(model).active - looked_up) + 3 * per_pair * pairs

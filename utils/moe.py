@@ -3,7 +3,7 @@
 nano has the `SoftmaxRouter`, which weighs the chosen experts by a softmax over the K chosen logits (Mixtral's form,
 arXiv 2401.04088) and keeps them busy by a loss. k2 has the `SigmoidRouter`, which keeps them busy by a bias
 (DeepSeek-V3, arXiv 2412.19437, sec. 2.1.2), and an expert that every token visits. `Experts` holds all expert weights
-in stacked tensors and runs one matmul per expert.
+in stacked tensors.
 """
 
 from __future__ import annotations
@@ -14,38 +14,42 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.config import KimiConfig
-from utils.grouped import LOOP_TILE, count_choices, gather, group_by_expert, grouped_linear, pick_form
+from utils.config import K2Config, KimiConfig
+from utils.device import full_precision
+from utils.record import LayerRecord, count_choices
 from utils.swiglu import FeedForward, swiglu
+
+SMALLEST = torch.finfo(torch.float32).tiny  # what a sum of scores is at least: tiny scores still make whole weights
 
 
 class SoftmaxRouter(nn.Module):
-    """Chooses K of E experts for each token and how much each counts.
+    """Chooses K of E experts for each token and how much each counts: a softmax over the K largest logits.
 
-    After a forward pass `chosen` holds the choice, `load` (E,) says how many tokens went to each expert, and in
-    training `balance_loss` is the differentiable load-balancing loss of the Switch Transformer (arXiv 2101.03961,
+    Where the configuration weighs a balance loss, the record gets that of the Switch Transformer (arXiv 2101.03961,
     sec. 2.2), 1 at perfect balance.
     """
 
-    def __init__(self, d_model: int, n_experts: int, top_k: int):
+    def __init__(self, config: KimiConfig):
         super().__init__()
-        self.n_experts, self.top_k = n_experts, top_k
-        self.gate = nn.Linear(d_model, n_experts, bias=False)
-        self.chosen = torch.zeros(0, top_k, dtype=torch.long)
-        self.load = torch.zeros(n_experts, dtype=torch.long)
-        self.balance_loss = torch.zeros(())
+        self.config = config
+        self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, record: LayerRecord | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """x (..., D) -> weights (..., K), which sum to 1 for every token, and chosen experts (..., K)."""
         logits = self.gate(x).float()  # (..., E)
-        top, chosen = logits.topk(self.top_k, dim=-1)  # (..., K)
+        top, chosen = logits.topk(self.config.top_k, dim=-1)  # (..., K)
         weights = top.softmax(dim=-1)  # over the K experts of one token, never over tokens
-        self.chosen, self.load = chosen, count_choices(chosen, self.n_experts)  # (..., K), (E,)
-        if self.training:
-            share = self.load / chosen.numel()  # (E,) sums to 1, carries no gradient
-            mean = logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)  # (E,)
-            self.balance_loss = self.n_experts * (share * mean).sum()
+        if record is not None:
+            record.note_choice(chosen, self.config.n_experts)
+            if self.config.balance_coef:
+                record.balance_loss = self.balance_loss(logits, chosen)
         return weights, chosen
+
+    def balance_loss(self, logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """E times the sum over experts of the share of the choices times the mean probability."""
+        share = count_choices(chosen, self.config.n_experts) / chosen.numel()  # (E,) sums to 1, carries no gradient
+        mean = logits.softmax(dim=-1).flatten(0, -2).mean(dim=0)  # (E,)
+        return self.config.n_experts * (share * mean).sum()
 
 
 class SigmoidRouter(nn.Module):
@@ -53,57 +57,52 @@ class SigmoidRouter(nn.Module):
 
     The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts that got fewer tokens
     than the mean and down for the others (arXiv 2408.15664). Where experts are in groups, a token first keeps the
-    groups whose two best biased scores are largest. After a forward pass `chosen` holds the choice, `load` (E,) says
-    how many tokens went to each expert, and in training `balance_loss` is the sequence-level loss of DeepSeek-V3
-    (sec. 2.1.2), 1 at perfect balance.
+    groups whose two best biased scores are largest. Where the configuration weighs a balance loss, the record gets the
+    sequence-level loss of DeepSeek-V3 (sec. 2.1.2), 1 at perfect balance.
     """
 
-    def __init__(self, config: KimiConfig):
+    def __init__(self, config: K2Config):
         super().__init__()
-        self.n_experts, self.top_k, self.scaling = config.n_experts, config.top_k, config.routed_scaling_factor
-        self.n_group, self.topk_group, self.bias_rate = config.n_group, config.topk_group, config.bias_rate
+        self.config = config
         self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
         self.register_buffer("expert_bias", torch.zeros(config.n_experts))
-        self.chosen = torch.zeros(0, config.top_k, dtype=torch.long)
-        self.load = torch.zeros(config.n_experts, dtype=torch.long)
-        self.step_load = torch.zeros(config.n_experts, dtype=torch.long)  # since the last update of the bias
-        self.balance_loss = torch.zeros(())
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, record: LayerRecord | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """x (..., T, D) -> weights, which sum to `routed_scaling_factor`, and chosen experts, (..., T, K) each."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             scores = F.linear(x.float(), self.gate.weight.float()).sigmoid()  # (..., T, E)
-        chosen = self._choose(scores.detach() + self.expert_bias)  # (..., T, K)
-        weights = scores.gather(-1, chosen)
-        weights = self.scaling * weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        self.chosen, self.load = chosen, count_choices(chosen, self.n_experts)  # (..., K), (E,)
-        if self.training:
-            self.step_load = self.step_load.to(self.load.device) + self.load
-            self.balance_loss = self._balance_loss(scores, chosen)
+        chosen = self.choose(scores.detach() + self.expert_bias)  # (..., T, K)
+        weights = scores.gather(-1, chosen)  # (..., T, K)
+        total = weights.sum(dim=-1, keepdim=True).clamp(min=SMALLEST)  # (..., T, 1)
+        weights = self.config.routed_scaling_factor * weights / total
+        if record is not None:
+            record.note_choice(chosen, self.config.n_experts)
+            if self.config.balance_coef:
+                record.balance_loss = self.balance_loss(scores, chosen)
         return weights, chosen
 
-    def _choose(self, biased: torch.Tensor) -> torch.Tensor:
+    def choose(self, biased: torch.Tensor) -> torch.Tensor:
         """Biased scores (..., T, E) -> chosen experts (..., T, K)."""
-        if self.n_group > 1:
-            groups = biased.unflatten(-1, (self.n_group, -1))  # (..., T, groups, E / groups)
-            best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(self.topk_group, dim=-1).indices
+        config = self.config
+        if config.n_group > 1:
+            groups = biased.unflatten(-1, (config.n_group, -1))  # (..., T, groups, E / groups)
+            best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(config.topk_group, dim=-1).indices
             kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=biased.device).scatter(-1, best, True)
             # -inf, not 0: biased scores may be negative
             biased = groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)  # (..., T, E)
-        return biased.topk(self.top_k, dim=-1).indices
+        return biased.topk(config.top_k, dim=-1).indices
 
-    def _balance_loss(self, scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    def balance_loss(self, scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """The mean over sequences of sum_i f_i P_i: an expert's share of the choices, times E, and of the scores."""
         counts = torch.zeros_like(scores).scatter(-1, chosen, 1.0).mean(dim=-2)  # (..., E)
-        share = scores / scores.sum(dim=-1, keepdim=True)  # (..., T, E)
-        return (self.n_experts / self.top_k * counts * share.mean(dim=-2)).sum(dim=-1).mean()
+        share = scores / scores.sum(dim=-1, keepdim=True).clamp(min=SMALLEST)  # (..., T, E)
+        return (self.config.n_experts / self.config.top_k * counts * share.mean(dim=-2)).sum(dim=-1).mean()
 
     @torch.no_grad()
-    def update_bias_(self) -> None:
-        """Move the bias by the loads of all training forwards since the last update, and begin to count anew."""
-        load = self.step_load.to(self.expert_bias)  # (E,)
-        self.expert_bias += self.bias_rate * (load.mean() - load).sign()
-        self.step_load = torch.zeros_like(self.step_load)
+    def update_bias_(self, load: torch.Tensor) -> None:
+        """Move the bias by the load (E,) of one step: how many tokens went to each expert."""
+        load = load.to(self.expert_bias)  # (E,)
+        self.expert_bias += self.config.bias_rate * (load.mean() - load).sign()
 
     def _apply(self, fn, recurse=True):
         """`.to(bfloat16)` and its kind: the bias moves along but stays fp32, for steps of 0.001 vanish in bf16."""
@@ -114,53 +113,48 @@ class SigmoidRouter(nn.Module):
         return self
 
 
+def run_experts(
+    x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor
+) -> torch.Tensor:
+    """The weighted sum of each token's chosen experts: x (N, D), weights and chosen (N, K) -> (N, D).
+
+    w_up (E, 2, F, D), value and gate, and w_down (E, D, F) are the experts' matrices. Each expert runs once, on the
+    tokens that chose it and no others.
+    """
+    y = torch.zeros_like(x)  # (N, D)
+    for e in range(len(w_up)):
+        token, slot = (chosen == e).nonzero(as_tuple=True)  # (n,) each: who chose expert e, and as which of its K
+        hidden = swiglu(F.linear(x[token], w_up[e].flatten(0, 1)))  # (n, F)
+        y[token] += weights[token, slot, None] * F.linear(hidden, w_down[e])  # (n, D)
+    return y
+
+
 class Experts(nn.Module):
     """E gated feed-forward layers, stored as two stacked tensors, run only on the tokens sent to them."""
 
-    def __init__(self, n_experts: int, d_model: int, d_ff: int):
+    def __init__(self, config: KimiConfig):
         super().__init__()
-        self.w_up = nn.Parameter(torch.empty(n_experts, 2, d_ff, d_model))  # value and gate of each
-        self.w_down = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
+        self.w_up = nn.Parameter(torch.empty(config.n_experts, 2, config.d_ff, config.d_model))  # value and gate
+        self.w_down = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
         for weight in (self.w_up, self.w_down):
             nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[-1]))
+        self.run_experts = run_experts
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """x (N, D), weights (N, K), chosen (N, K) -> (N, D), the weighted sum of each token's chosen experts."""
-        if len(x) == 1 and x.device.type == "cpu":
-            return self._one_token(x, weights, chosen)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        # In bf16, a CPU's oneDNN prepares a kernel for every new shape: multiples of a tile are few, again and again.
-        loop_tile = 1 if dtype == torch.float32 else LOOP_TILE
-        groups = group_by_expert(chosen, len(self.w_up), pick_form(x, dtype), loop_tile)
-        rows = gather(x.to(dtype), groups)  # (M, D), those of expert 0 first
-        hidden = swiglu(grouped_linear(rows, self.w_up.flatten(1, 2), groups))  # (M, F)
-        rows = grouped_linear(hidden, self.w_down, groups)  # (M, D)
-        outputs = rows.index_select(0, groups.row).unflatten(0, chosen.shape)  # (N, K, D)
-        return (outputs * weights[..., None].type_as(outputs)).sum(dim=1).type_as(x)  # (N, D)
-
-    def _one_token(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """The same for N = 1, a step of generation: nothing to group."""
-        outputs = [self._expert(x, e) for e in chosen[0].tolist()]
-        return (torch.cat(outputs) * weights.mT.type_as(outputs[0])).sum(dim=0, keepdim=True).type_as(x)  # (1, D)
-
-    def _expert(self, x: torch.Tensor, e: int) -> torch.Tensor:
-        return F.linear(swiglu(F.linear(x, self.w_up[e].flatten(0, 1))), self.w_down[e])  # (N, D)
+        return self.run_experts(x, weights, chosen, self.w_up, self.w_down)
 
 
 class MoE(nn.Module):
     """Router, experts and in k2 the shared expert together: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, config: KimiConfig):
+    def __init__(self, router: nn.Module, experts: Experts, shared: FeedForward | None = None):
         super().__init__()
-        is_k2 = config.architecture == "k2"
-        router = SigmoidRouter(config) if is_k2 else SoftmaxRouter(config.d_model, config.n_experts, config.top_k)
         self.router = router
-        self.experts = Experts(config.n_experts, config.d_model, config.d_ff)
-        n_shared = config.n_shared_experts if is_k2 else 0
-        self.shared = FeedForward(config.d_model, n_shared * config.d_ff) if n_shared else None
+        self.experts = experts
+        self.shared = shared
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights, chosen = self.router(x)  # (B, T, K) each
-        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)).view_as(x)
+    def forward(self, x: torch.Tensor, record: LayerRecord | None = None) -> torch.Tensor:
+        weights, chosen = self.router(x, record)  # (B, T, K) each
+        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)).view_as(x)  # (B, T, D)
         return y if self.shared is None else y + self.shared(x)

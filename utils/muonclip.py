@@ -1,4 +1,4 @@
-"""Optimisers, by hand: AdamW, Muon, and MuonClip, with which Kimi K2 was trained (report, sec. 2.1, algorithm 1).
+"""Optimizers, by hand: AdamW, Muon, and MuonClip, with which Kimi K2 was trained (report, sec. 2.1, algorithm 1).
 
 MuonClip = clipping by the global gradient norm, Muon for matrices and AdamW for all else, then QK-Clip: attention heads
 whose logits grew beyond tau are scaled back. Only the bookkeeping of groups and state dicts is torch's.
@@ -7,15 +7,17 @@ whose logits grew beyond tau are scaled back. Only the bookkeeping of groups and
 from __future__ import annotations
 
 import math
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from utils.record import Record
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c: Keller Jordan's, steep at 0; singular values end in 0.68..1.20
-CPU_CACHE = 1 << 20  # numbers that a CPU orthogonalises at once, so that they stay in its cache
+NEWTON_SCHULZ_STEPS = 5
+Orthogonalise = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
 @torch.no_grad()
@@ -30,28 +32,32 @@ def clip_gradients_(params: Iterable[torch.Tensor], max_norm: float) -> torch.Te
 
 
 @torch.no_grad()
-def newton_schulz(matrices: torch.Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> torch.Tensor:
+def newton_schulz(matrices: torch.Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> torch.Tensor:
     """Bring all singular values of each matrix near 1 and keep its directions: (..., n, m) -> (..., n, m).
 
     Each step applies a s + b s^3 + c s^5 to the singular values, without computing them (Muon, Keller Jordan 2024;
-    Moonlight, arXiv 2502.16982, eq. 2). Leading dimensions are a stack of matrices. `dtype` is what it computes in,
-    the matrices' own by default.
+    Moonlight, arXiv 2502.16982, eq. 2). Leading dimensions are a stack of matrices.
     """
     if matrices.ndim < 2:
         raise ValueError(f"newton_schulz takes matrices, it got a tensor of shape {tuple(matrices.shape)}")
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)  # (..., n, m) singular values <= 1
-    x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])  # (S, n, m)
     tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT  # the Gram matrix below is then the smaller one
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
-        gram = x.mT @ x if tall else x @ x.mT  # (S, k, k) with k the smaller of n and m
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A^2
-        x = torch.baddbmm(x, x, polynomial, beta=a) if tall else torch.baddbmm(x, polynomial, x, beta=a)
-    return x.view_as(matrices).to(matrices.dtype)
+        gram = x @ x.mT  # (..., k, k) with k the smaller of n and m
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
 
 
-class _Optimizer(torch.optim.Optimizer):
-    """What ours share: settings that check themselves, and one loop over the groups."""
+def newton_schulz_each(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`newton_schulz` of one tensor after the other."""
+    return [newton_schulz(stack) for stack in matrices]
+
+
+class ClippingOptimizer(torch.optim.Optimizer):
+    """What ours share: settings that check themselves, clipping by the global norm, and one loop over the groups."""
 
     def __init__(self, params, defaults: dict, clip_norm: float | None = None):
         for name, allowed, holds in (
@@ -70,19 +76,24 @@ class _Optimizer(torch.optim.Optimizer):
         self.grad_norm = torch.zeros(())  # the global norm before clipping, of the last step
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, record: Record | None = None) -> torch.Tensor:
+        """One update of every parameter that has a gradient; returns the global norm before clipping.
+
+        record: what the forwards left behind, for those that need it.
+        """
         if self.clip_norm is not None:
             params = [p for group in self.param_groups for p in group["params"]]
             self.grad_norm = clip_gradients_(params, self.clip_norm)
         for group in self.param_groups:
-            self._update_group(group, [p for p in group["params"] if p.grad is not None])
+            self.update_group(group, [p for p in group["params"] if p.grad is not None])
+        return self.grad_norm
 
-    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+    def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        """Update these parameters of a group, all of which have a gradient."""
         raise NotImplementedError
 
 
-class AdamW(_Optimizer):
+class AdamW(ClippingOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
 
     clip_norm: first scale all gradients so that their global norm is at most this; None leaves them.
@@ -94,12 +105,13 @@ class AdamW(_Optimizer):
     ):  # fmt: skip
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), clip_norm)
 
-    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+    def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
         for p in params:
-            _adamw_update_(p, self.state[p], group)
+            adamw_update_(p, self.state[p], group)
 
 
-def _adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
+def adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
+    """One step of AdamW for one parameter; `state` keeps its averages."""
     beta1, beta2 = group["betas"]
     if not state:
         state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
@@ -113,61 +125,41 @@ def _adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
     p.addcdiv_(state["mean"], root, value=-group["lr"] / mean_weight)
 
 
-class Muon(_Optimizer):
+class Muon(ClippingOptimizer):
     """Momentum whose direction is orthogonalised, scaled to AdamW's usual size (Moonlight, arXiv 2502.16982, sec. 2.2).
 
     W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with M <- mu M + G. The last
     two dimensions of a parameter are a matrix, those before a stack of them: each expert's value, gate and down matrix
-    is its own. `dtype` is what Newton-Schulz computes in; published code takes bf16. Raises ValueError for a parameter
-    with fewer than two dimensions.
+    is its own. orthogonalise: what makes NS of a list of matrices. Raises ValueError for a parameter with fewer than
+    two dimensions.
     """
 
     def __init__(
         self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1,
-        dtype: torch.dtype | None = None,
+        orthogonalise: Orthogonalise = newton_schulz_each,
     ):  # fmt: skip
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.dtype = dtype
+        self.orthogonalise = orthogonalise
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.ndim < 2:
                 raise ValueError(f"Muon is for matrices, it got a parameter of shape {tuple(p.shape)}")
 
-    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
-        _muon_update_(params, self.state, group, self.dtype)
+    def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        muon_update_(params, self.state, group, self.orthogonalise)
 
 
-def _muon_update_(params: list[torch.Tensor], states: dict, group: dict, dtype: torch.dtype | None) -> None:
-    for batch in _batches_of_a_shape(params, states):
-        ahead = []
-        for _, grad, momentum in batch:  # (S, n, m) each
-            torch.add(grad, momentum, alpha=group["momentum"], out=momentum)
-            ahead.append(torch.add(grad, momentum, alpha=group["momentum"]))  # Nesterov: one step ahead
-        directions = newton_schulz(torch.cat(ahead), dtype=dtype)
-        for (weight, _, _), direction in zip(batch, directions.split([len(a) for a in ahead]), strict=True):
-            weight.mul_(1 - group["lr"] * group["weight_decay"])  # by the raw rate, whatever the shape
-            weight.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(direction.shape[-2:])))
-
-
-def _batches_of_a_shape(params: list[torch.Tensor], states: dict) -> Iterator[list[tuple[torch.Tensor, ...]]]:
-    """Lists of (weight, gradient, momentum), each (S, n, m) with one n and m: as many as a Newton-Schulz takes at once.
-
-    A GPU wants them all together, a CPU as many as stay in its cache.
-    """
-    same_shape = defaultdict(list)
+def muon_update_(params: list[torch.Tensor], states: dict, group: dict, orthogonalise: Orthogonalise) -> None:
+    """One step of Muon for matrices that have gradients; `states[p]` keeps the momentum of each."""
+    ahead = []
     for p in params:
         if not states[p]:
             states[p]["momentum"] = torch.zeros_like(p)
-        stacks = (t.view(-1, *p.shape[-2:]) for t in (p, p.grad.contiguous(), states[p]["momentum"]))
-        at_once = max(1, CPU_CACHE // p.shape[-2:].numel()) if p.device.type == "cpu" else sys.maxsize
-        same_shape[p.shape[-2:], p.dtype, at_once] += zip(*(stack.split(at_once) for stack in stacks), strict=True)
-    for (_, _, at_once), pieces in same_shape.items():
-        batch = []
-        for piece in pieces:
-            if sum(len(weight) for weight, _, _ in batch) + len(piece[0]) > at_once:
-                yield batch
-                batch = []
-            batch.append(piece)
-        yield batch
+        momentum = states[p]["momentum"]
+        torch.add(p.grad, momentum, alpha=group["momentum"], out=momentum)  # M <- G + mu M
+        ahead.append(torch.add(p.grad, momentum, alpha=group["momentum"]))  # G + mu M (Nesterov): one step ahead
+    for p, direction in zip(params, orthogonalise(ahead), strict=True):
+        p.mul_(1 - group["lr"] * group["weight_decay"])  # by the raw rate, whatever the shape
+        p.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape[-2:])))
 
 
 def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -182,18 +174,19 @@ def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
     return matrices, [p for p in params if id(p) not in chosen]
 
 
-class MuonClip(_Optimizer):
-    """Kimi K2's optimizer for a whole model: one step() clips gradients, updates all weights, then clips heads.
+class MuonClip(ClippingOptimizer):
+    """Kimi K2's optimizer for a whole model: one step(record) clips gradients, updates all weights, then clips heads.
 
-    tau: largest attention logit that QK-Clip lets stand; math.inf switches it off. It calls `qk_clip_(tau)` of every
-    module that has it. lr, weight_decay: shared by Muon and AdamW, whose updates have about the same size. clip_norm:
-    largest global norm of the gradient, None leaves it. betas, eps: AdamW's; momentum, dtype: Muon's.
+    tau: largest attention logit that QK-Clip lets stand; math.inf switches it off. It needs the record of the step's
+    forwards and calls `model.qk_clip_(record, tau)`. lr, weight_decay: shared by Muon and AdamW, whose updates have
+    about the same size. clip_norm: largest global norm of the gradient, None leaves it. betas, eps: AdamW's; momentum,
+    orthogonalise: Muon's.
     """
 
     def __init__(
         self, model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.1, tau: float = 100.0,
         clip_norm: float | None = 1.0, momentum: float = 0.95, betas=(0.9, 0.95), eps: float = 1e-8,
-        dtype: torch.dtype | None = None,
+        orthogonalise: Orthogonalise = newton_schulz_each,
     ):  # fmt: skip
         if not tau > 0:
             raise ValueError(f"MuonClip's tau is {tau!r}, it must be above 0 (math.inf switches QK-Clip off)")
@@ -203,21 +196,32 @@ class MuonClip(_Optimizer):
         groups = [{"params": matrices, "rule": "muon"}, {"params": others, "rule": "adamw"}]
         defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, betas=tuple(betas), eps=eps)
         super().__init__([group for group in groups if group["params"]], defaults, clip_norm)
-        self.tau, self.dtype = tau, dtype
-        self._clipped = [module for module in model.modules() if hasattr(module, "qk_clip_")]
+        self.model, self.tau, self.orthogonalise = model, tau, orthogonalise
 
-    def step(self) -> None:
-        """Clip the gradients, update every parameter that has one, then rescale the heads beyond tau."""
-        super().step()
-        for module in self._clipped:
-            module.qk_clip_(self.tau)
+    def step(self, record: Record | None = None) -> torch.Tensor:
+        """Clip the gradients, update every parameter that has one, then rescale the heads beyond tau.
 
-    def _update_group(self, group: dict, params: list[torch.Tensor]) -> None:
+        record: of the forwards that made the gradients. Without one QK-Clip cannot act, and a warning says so. Returns
+        the global norm of the gradient before clipping.
+        """
+        norm = super().step()
+        if hasattr(self.model, "qk_clip_") and self.tau < math.inf:
+            if record is not None:
+                self.model.qk_clip_(record, self.tau)
+            else:
+                warnings.warn(
+                    "QK-Clip did not act, for MuonClip.step() got no record: give the forward and the step the same "
+                    "one, model.loss(x, y, record) and step(record), or set tau=math.inf",
+                    stacklevel=2,
+                )
+        return norm
+
+    def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
         if group["rule"] == "muon":
-            _muon_update_(params, self.state, group, self.dtype)
+            muon_update_(params, self.state, group, self.orthogonalise)
         else:
             for p in params:
-                _adamw_update_(p, self.state[p], group)
+                adamw_update_(p, self.state[p], group)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -12,7 +12,7 @@ if "matplotlib.pyplot" not in sys.modules and "ipykernel" not in sys.modules:
 
 import matplotlib.pyplot as plt
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
@@ -49,13 +49,16 @@ def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None
 
 
 class LossFigure:
-    """The loss curve while training runs: written to `path`, and redrawn in place inside a notebook."""
+    """The loss curve while training runs, for `train(..., show=LossFigure(path))`.
+
+    Written to `path`, and redrawn in place inside a notebook. baselines: losses, by name, to draw as lines.
+    """
 
     def __init__(self, path: Path | None, baselines: dict[str, float] | None = None, colour: str = BLUE):
         self.path, self.baselines, self.colour = path, baselines, colour
         self.handle = None
 
-    def update(self, history) -> None:
+    def __call__(self, history) -> None:
         in_notebook = "ipykernel" in sys.modules
         if not in_notebook and self.path is None:
             return

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 
 from utils.checkpoint import load_checkpoint
-from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
+from utils.config import K2Config, KimiConfig, NanoConfig, TrainConfig, from_dict
 from utils.data import TokenData, split_stories
 from utils.model import Kimi
+from utils.presets import PRESETS
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
 
@@ -22,35 +23,34 @@ class Ingredients(NamedTuple):
     config: TrainConfig
 
 
-def field_names(config: type) -> set[str]:
-    """The fields of a configuration."""
-    return {f.name for f in fields(config)}
+MODEL_FIELDS = {field.name for config in (NanoConfig, K2Config) for field in fields(config)}
+TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
+RECIPE_FIELDS = MODEL_FIELDS | TRAIN_FIELDS | {"stories", "min_count"}
 
 
 def new_recipe(architecture: str, preset: str, source: str | None = None, **changes) -> dict:
     """The recipe of a preset; `changes` are `stories`, `min_count`, and fields of KimiConfig and TrainConfig."""
     chosen = PRESETS[architecture][preset]
-    known = {"stories", "min_count"} | field_names(KimiConfig) | field_names(TrainConfig)
-    if unknown := sorted(set(changes) - known):
-        raise ValueError(f"a recipe has no {unknown[0]!r}, it must be one of {', '.join(sorted(known))}")
+    if unknown := sorted(set(changes) - RECIPE_FIELDS):
+        raise ValueError(f"a recipe has no {unknown[0]!r}, it must be one of {', '.join(sorted(RECIPE_FIELDS))}")
+    training = {name: value for name, value in changes.items() if name in TRAIN_FIELDS}
     return {
         "architecture": architecture,
         "source": source,
         "stories": changes.get("stories", chosen.stories),
         "min_count": changes.get("min_count", chosen.min_count),
-        "model": chosen.model | {k: v for k, v in changes.items() if k in field_names(KimiConfig)},
-        "training": asdict(
-            replace(chosen.training, **{k: v for k, v in changes.items() if k in field_names(TrainConfig)})
-        ),
+        "model": chosen.model | {name: value for name, value in changes.items() if name in MODEL_FIELDS},
+        "training": asdict(replace(chosen.training, **training)),
     }
 
 
 def read_recipe(run: str | Path) -> dict:
     """The recipe of a saved run. Raises ValueError where a run was saved without one, as load_checkpoint otherwise."""
-    recipe = (load_checkpoint(run)["training"] or {}).get("notes")
+    training = load_checkpoint(run)["training"] or {}
+    recipe = training.get("recipe")
     if recipe is None:
-        raise ValueError(f"{run} was trained without notes=recipe: it does not say how its stories are loaded")
-    return recipe
+        raise ValueError(f"{run} was trained without recipe=...: it does not say how its stories are loaded")
+    return {**recipe, "training": training["config"]}
 
 
 def load_split(recipe: dict) -> tuple[list[str], list[str]]:

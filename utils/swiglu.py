@@ -12,30 +12,8 @@ from torch import nn
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
     """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
-    return _SwiGLU.apply(x) if torch.is_grad_enabled() else _value_times_silu(x)
-
-
-def _value_times_silu(x: torch.Tensor) -> torch.Tensor:
     value, gate = x.chunk(2, dim=-1)  # (..., F) each
-    return F.silu(gate).mul_(value)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """The same, keeping x alone for backward, which fills one tensor."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return _value_times_silu(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        value, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
-        grad_x = torch.empty_like(ctx.saved_tensors[0])
-        grad_value, grad_gate = grad_x.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_value)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad * value, gate))
-        return grad_x
+    return value * F.silu(gate)
 
 
 class SwiGLU(nn.Module):
@@ -56,6 +34,8 @@ class FeedForward(nn.Module):
         self.w_down = nn.Parameter(torch.empty(d_model, d_ff))
         for weight in (self.w_up, self.w_down):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        self.swiglu = swiglu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(swiglu(F.linear(x, self.w_up.flatten(0, 1))), self.w_down)
+        hidden = self.swiglu(F.linear(x, self.w_up.flatten(0, 1)))  # (..., F)
+        return F.linear(hidden, self.w_down)  # (..., D)

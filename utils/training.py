@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from utils.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint, write_atomically
+from utils.checkpoint import checkpoint_file, load_checkpoint
 from utils.config import TrainConfig
 from utils.data import TokenData
-from utils.device import autocast, keep_freed_memory, pick_number_format
+from utils.device import autocast, fork_rng, pick_number_format
+from utils.fast.newton_schulz import orthogonalise
 from utils.interrupt import StopRequest
-from utils.model import Kimi
+from utils.model import Kimi, eval_view
 from utils.muonclip import AdamW, MuonClip, decay_groups
+from utils.record import Record
+from utils.run_state import History, RunState, TrainingDiverged
 
-FIRST_SAVE_SECONDS = 20  # the first checkpoint comes early: a folder that cannot be written is found out at once
-SETTLE_EVERY = 10  # steps between two looks at the losses: each look makes the CPU wait for a GPU
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is not a finite number any more."""
-
-
-@dataclass
-class History:
-    """What a run has done: `losses` of every step, and `rows`, one for each validation."""
-
-    losses: list[float] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        return len(self.losses)
-
-    def save(self, path: str | Path) -> None:
-        text = json.dumps(asdict(self), indent=1)
-        write_atomically(Path(path), lambda file: file.write(text.encode()))
-
-    @classmethod
-    def load(cls, path: str | Path) -> History:
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+__all__ = ["History", "TrainingDiverged", "learning_rate", "make_optimizer", "refuse_other_run", "train"]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -65,9 +43,31 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def make_optimizer(model: Kimi, config: TrainConfig, number_format: str = "fp32") -> AdamW | MuonClip:
     """The optimizer that `config` names, for all parameters. Newton-Schulz computes in bf16 where the run does."""
     if config.optimizer == "muonclip":
-        dtype = torch.bfloat16 if number_format == "bf16" else None
-        return MuonClip(model, config.lr, config.weight_decay, config.tau, config.clip_norm, dtype=dtype)
+        fast = partial(orthogonalise, dtype=torch.bfloat16 if number_format == "bf16" else None)
+        return MuonClip(model, config.lr, config.weight_decay, config.tau, config.clip_norm, orthogonalise=fast)
     return AdamW(decay_groups(model, config.weight_decay), config.lr, clip_norm=config.clip_norm)
+
+
+class Due:
+    """What is due after a step: a look at the losses, a validation, a checkpoint."""
+
+    FIRST_SAVE_SECONDS = 20  # the first checkpoint comes early: a folder that cannot be written is found out at once
+    READ_EVERY = 10  # steps between two looks at the losses, which make the CPU wait for a GPU
+
+    def __init__(self, config: TrainConfig, saves: bool):
+        self.config, self.saves = config, saves
+        self.saved_at = time.perf_counter()
+
+    def validation(self, step: int) -> bool:
+        return step % self.config.eval_interval == 0 or step == self.config.steps
+
+    def checkpoint(self, saved_step: int) -> bool:
+        wait = 60 * self.config.checkpoint_minutes
+        wait = wait if saved_step else min(wait, self.FIRST_SAVE_SECONDS)
+        return self.saves and time.perf_counter() - self.saved_at > wait
+
+    def losses(self, step: int) -> bool:
+        return step % self.READ_EVERY == 0
 
 
 def train(
@@ -77,40 +77,139 @@ def train(
     out_dir: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    notes: dict | None = None,
+    recipe: dict | None = None,
     watch: Callable[[Kimi], dict] | None = None,
-    baselines: dict[str, float] | None = None,
+    show: Callable[[History], None] | None = None,
 ) -> History:
     """Train `model` in place, on the device where it is, and return what happened.
 
-    out_dir: folder for checkpoint.pt, history.json and loss.png; None keeps nothing.
+    out_dir: folder for checkpoint.pt and history.json; None keeps nothing.
     resume: continue the run in out_dir with its next batch, if there is one; overwrite: replace it.
-    notes: plain values to keep in the checkpoint, such as the recipe of the run.
-    watch: is shown the model, in eval mode, at each validation; the plain values that it returns join that row.
-    baselines: losses, by name, to draw as lines into the loss figure.
+    recipe: what the run is made of (see `recipe`), plain values to keep in the checkpoint.
+    watch: is given the model, in eval mode, at each validation; the plain values that it returns join that row.
+    show: is given the history after each validation, to draw it for example.
     Raises FileExistsError when out_dir holds a run and neither is set, ValueError when that run had another model,
     configuration or data, TrainingDiverged when the loss is not finite. Ctrl-C ends the run after the current step.
     """
     folder = None if out_dir is None else Path(out_dir)
     refuse_other_run(folder, resume, overwrite)
-    if model.device.type == "cpu":
-        keep_freed_memory()
-    with _own_chance(model.device):
-        run = _Run(model, data, config, notes, watch)
-        if resume and folder and checkpoint_file(folder).is_file():
-            run.restore(load_checkpoint(folder, model.device))
-        print(f"number format: {run.number_format} ({run.format_reason})")
-        _loop(run, folder, baselines)
+    if config.block_size > model.config.block_size:
+        limit = model.config.block_size
+        raise ValueError(f"TrainConfig.block_size is {config.block_size}, the model's is {limit}: at most that")
+    saved = load_run(folder, model.device) if resume and folder and checkpoint_file(folder).is_file() else None
+    wanted = saved["training"]["number_format"] if saved else config.number_format
+    number_format, reason = pick_number_format(model.device, wanted)
+    print(f"number format: {number_format} ({'as the run began' if saved else reason})")
+    run = RunState(model, data, config, number_format, make_optimizer(model, config, number_format), recipe)
+    optimizer, scaler = run.optimizer, run.scaler
+
+    with fork_rng(model.device), train_mode(model), StopRequest() as stop:
+        torch.manual_seed(config.seed)  # dropout
+        if saved:
+            run.restore(saved)
+        elif overwrite and folder:
+            checkpoint_file(folder).unlink(missing_ok=True)  # from here on there is no run to resume but the new one
+        due = Due(config, saves=folder is not None)
+        with tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0) as bar:
+            if run.step == 0:
+                validate(run, None, watch)
+            elif show and run.step < config.steps:
+                show(run.history)  # how far it had come
+
+            while run.step < config.steps and not stop.asked:
+                run.start_clock()
+                record = Record()
+                mean_loss = 0.0
+                for _ in range(config.accumulation):
+                    x, y = run.batch("train", run.batches)  # (B, T) each
+                    with autocast(model.device, number_format):
+                        loss = objective = model.loss(x, y, record)
+                        if model.config.balance_coef:
+                            objective = loss + model.config.balance_coef * record.balance_loss()
+                    scaler.scale(objective / config.accumulation).backward()
+                    mean_loss = mean_loss + loss.detach() / config.accumulation
+
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(run.step, config)
+                scaler.unscale_(optimizer)  # so that clipping sees the true gradients
+                grad_norm = scaler.step(optimizer, record)  # None where fp16 overflowed and the step is left out
+                scaler.update()
+                optimizer.zero_grad()
+                if grad_norm is None:
+                    grad_norm = torch.full_like(mean_loss, math.inf)
+                else:
+                    model.end_step_(record)
+                run.count_step(mean_loss, grad_norm)
+
+                bar.update()
+                validation, checkpoint = due.validation(run.step), due.checkpoint(run.saved_step)
+                if validation or checkpoint or due.losses(run.step):
+                    run.read_losses(folder)
+                if validation:
+                    validate(run, record, watch)
+                    if show:
+                        show(run.history)
+                if checkpoint:
+                    run.save(folder)
+                    due.saved_at = time.perf_counter()
+                if run.history.step == run.step:  # all losses are read
+                    bar.set_postfix_str(summary(run))
+            run.read_losses(folder)
+            if folder and run.step > run.saved_step:
+                run.save(folder)
+
     if run.step < config.steps:
-        kept = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
-        kept = kept if folder and run.step else "nothing is saved"
+        where = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
+        kept = where if folder and run.step else "nothing is saved"
         print(f"stopped after step {run.step} of {config.steps}: {kept}")
     return run.history
 
 
-def _own_chance(device: torch.device):
-    """What is drawn inside leaves the global random numbers outside as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+@torch.no_grad()
+def validate(run: RunState, record: Record | None, watch: Callable[[Kimi], dict] | None) -> None:
+    """Add a row to the history: validation loss over the same batches every time, and how the run goes.
+
+    record: of the last training step, None before the first.
+    """
+    view = eval_view(run.model)
+    fixed = torch.Generator().manual_seed(run.config.seed + 1)
+    with autocast(view.device, run.number_format):
+        losses = [view.loss(*run.batch("val", fixed)) for _ in range(run.config.eval_batches)]
+    with fork_rng(view.device):
+        found = watch(view) if watch else {}
+    since = run.history.rows[-1]["step"] if run.history.rows else 0
+    recent = run.history.losses[since:]
+    run.history.rows.append({
+        "step": run.step,
+        "tokens": run.step * run.tokens_per_step,
+        "loss": sum(recent) / len(recent) if recent else None,
+        "val_loss": torch.stack(losses).mean().item(),
+        "lr": learning_rate(max(0, run.step - 1), run.config),
+        "expert_load": record and record.expert_load().tolist(),
+        "dead_experts": record and record.dead_experts(),
+        "max_logits": record and record.max_logits().tolist(),
+        "tokens_per_second": run.tokens_per_second,
+        "seconds": run.seconds,
+        **found,
+    })  # fmt: skip
+
+
+def summary(run: RunState) -> str:
+    """What stands behind the progress bar."""
+    val = run.history.rows[-1]["val_loss"]
+    return f"loss {run.history.losses[-1]:.3f}, val {val:.3f}, {run.tokens_per_second:,.0f} tokens/s"
+
+
+@contextlib.contextmanager
+def train_mode(model: torch.nn.Module) -> Iterator[None]:
+    """In it the model is in training mode; afterwards each of its parts is in the mode that it was in."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None:
@@ -119,200 +218,9 @@ def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None
         raise FileExistsError(f"{folder} holds another run: continue it with --resume or replace it with --overwrite")
 
 
-def _loop(run: _Run, folder: Path | None, baselines: dict[str, float] | None) -> None:
-    from utils.plots import COLOUR, LossFigure  # matplotlib takes half a second to import
-
-    config, model = run.config, run.model
-    figure = LossFigure(folder / "loss.png" if folder else None, baselines, COLOUR[model.config.architecture])
-    was_training = model.training
-    saved_at, saved_step = time.monotonic(), run.step
-    bar = tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
-    try:
-        with StopRequest() as stop, bar:
-            if run.step == 0:
-                run.validate()
-            elif run.step < config.steps:
-                figure.update(run.history)  # how far it had come
-            while run.step < config.steps and not stop.asked:
-                run.advance()
-                bar.update()
-                measure = run.step % config.eval_interval == 0 or run.step == config.steps
-                wait = 60 * config.checkpoint_minutes
-                wait = wait if saved_step else min(wait, FIRST_SAVE_SECONDS)
-                save = folder and time.monotonic() - saved_at > wait
-                if measure or save or run.step % SETTLE_EVERY == 0:
-                    run.settle(saved_step, folder)
-                if measure:
-                    run.validate()
-                    figure.update(run.history)
-                if save:
-                    run.save(folder)
-                    saved_at, saved_step = time.monotonic(), run.step
-                if not run.pending:
-                    bar.set_postfix_str(run.summary())
-            run.settle(saved_step, folder)
-            if folder and run.step > saved_step:
-                run.save(folder)
-    finally:
-        model.train(was_training)
-
-
-class _Run:
-    """All that changes while a model is trained, so that it can be saved and restored as a whole."""
-
-    def __init__(self, model: Kimi, data: TokenData, config: TrainConfig, notes: dict | None, watch=None):
-        if config.block_size > model.config.block_size:
-            raise ValueError(
-                f"TrainConfig.block_size is {config.block_size}, the model's is {model.config.block_size}: at most that"
-            )
-        self.model, self.data, self.config, self.notes, self.watch = model, data, config, notes, watch
-        self.batches = torch.Generator().manual_seed(config.seed)
-        torch.manual_seed(config.seed)  # dropout
-        self.history = History()
-        self.step = 0
-        self.seconds = self.tokens_per_second = 0.0
-        self.pending: list[torch.Tensor] = []  # (loss, gradient norm) of steps not looked at yet
-        self.pending_since = 0.0
-        self._use(*pick_number_format(model.device, config.number_format))
-
-    def _use(self, number_format: str, reason: str) -> None:
-        self.number_format, self.format_reason = number_format, reason
-        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=number_format == "fp16")
-        self.optimizer = make_optimizer(self.model, self.config, number_format)
-
-    def advance(self) -> None:
-        """One optimizer step over `accumulation` batches."""
-        config, model = self.config, self.model
-        if not self.pending:
-            self.pending_since = time.monotonic()
-        model.train()
-        total = 0.0
-        for _ in range(config.accumulation):
-            x, y = self._batch("train", self.batches)
-            with autocast(model.device, self.number_format):
-                loss = model.loss(x, y)
-                objective = loss
-                if model.config.balance_coef:
-                    objective = loss + model.config.balance_coef * model.balance_loss()
-            self.scaler.scale(objective / config.accumulation).backward()
-            total = total + loss.detach() / config.accumulation
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
-        self.scaler.unscale_(self.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        model.end_step_()
-        self.pending.append(torch.stack([total, self.optimizer.grad_norm.to(total.device)]))
-        self.step += 1
-
-    def _batch(self, split: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = self.data.batch(split, self.config.batch_size, self.config.block_size, generator)
-        if self.model.device.type == "cuda":
-            batch = (t.pin_memory() for t in batch)  # from pinned memory, the copy does not hold up the program
-        return tuple(t.to(self.model.device, non_blocking=True) for t in batch)
-
-    def settle(self, saved_step: int, folder: Path | None) -> None:
-        """Read the losses of the pending steps into the history; raise TrainingDiverged at the first bad one."""
-        if not self.pending:
-            return
-        first = self.step - len(self.pending) + 1
-        values = torch.stack(self.pending).tolist()
-        elapsed = time.monotonic() - self.pending_since
-        tokens = len(values) * self.config.accumulation * self.config.batch_size * self.config.block_size
-        self.seconds += elapsed
-        self.tokens_per_second = tokens / elapsed
-        self.pending = []
-        for step, (loss, norm) in enumerate(values, first):
-            # the scaler of fp16 meets infinite gradients by design and leaves those steps out
-            bad = not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled())
-            if bad:
-                what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {norm}"
-                kept = (
-                    f"the checkpoint of step {saved_step} in {folder} is kept"
-                    if folder and saved_step
-                    else "no checkpoint"
-                )
-                raise TrainingDiverged(f"{what} at step {step} (try a lower lr than {self.config.lr}); {kept}")
-            self.history.losses.append(loss)
-
-    @torch.no_grad()
-    def validate(self) -> None:
-        """Add a row to the history: validation loss over the same batches every time, and how the run goes."""
-        load = self.model.expert_load().tolist()
-        max_logits = self.model.max_logits().tolist() if self.step else None
-        self.model.eval()
-        fixed = torch.Generator().manual_seed(self.config.seed + 1)
-        with autocast(self.model.device, self.number_format):
-            losses = [self.model.loss(*self._batch("val", fixed)) for _ in range(self.config.eval_batches)]
-        with _own_chance(self.model.device):
-            found = self.watch(self.model) if self.watch else {}
-        since = self.history.rows[-1]["step"] if self.history.rows else 0
-        recent = self.history.losses[since:]
-        self.history.rows.append({
-            "step": self.step,
-            "tokens": self.step * self.config.accumulation * self.config.batch_size * self.config.block_size,
-            "loss": sum(recent) / len(recent) if recent else None,
-            "val_loss": torch.stack(losses).mean().item(),
-            "lr": learning_rate(max(0, self.step - 1), self.config),
-            "expert_load": load,
-            "max_logits": max_logits,
-            "tokens_per_second": self.tokens_per_second,
-            "seconds": self.seconds,
-            **found,
-        })  # fmt: skip
-
-    def summary(self) -> str:
-        val = self.history.rows[-1]["val_loss"]
-        return f"loss {self.history.losses[-1]:.3f}, val {val:.3f}, {self.tokens_per_second:,.0f} tokens/s"
-
-    def save(self, folder: Path) -> None:
-        """The checkpoint, atomically, and the history beside it."""
-        device = self.model.device
-        save_checkpoint(folder, self.model, self.step, {
-            "config": asdict(self.config),
-            "notes": self.notes,
-            "data": self.data.fingerprint(),
-            "number_format": self.number_format,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "batches": self.batches.get_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "history": asdict(self.history),
-            "seconds": self.seconds,
-        })  # fmt: skip
-        self.history.save(folder / "history.json")
-
-    def restore(self, state: dict) -> None:
-        """Take up where `save` left off. Raises ValueError when model, run or data are not the saved ones."""
-        saved = state["training"]
-        if saved is None:
-            raise ValueError("this checkpoint holds a model only: there is no run to continue")
-        for what, ours, theirs in (
-            ("model", asdict(self.model.config), state["config"]),
-            # how often to save is not part of what is computed
-            (
-                "run",
-                asdict(replace(self.config, checkpoint_minutes=1.0)),
-                {**saved["config"], "checkpoint_minutes": 1.0},
-            ),
-        ):
-            for name, value in ours.items():
-                if value != theirs.get(name):
-                    raise ValueError(
-                        f"the saved {what} has {name}={theirs.get(name)!r}, to continue it must stay so, not {value!r}"
-                    )
-        if saved["data"] != self.data.fingerprint():
-            raise ValueError("the stories are not those the run began with: give the same source to continue it")
-        self.model.load_state_dict(state["model"])
-        self._use(saved["number_format"], "as the run began")
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        self.batches.set_state(saved["batches"].cpu())
-        torch.set_rng_state(saved["rng"].cpu())
-        if saved["cuda_rng"] is not None and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.model.device)
-        self.history = History(**saved["history"])
-        self.notes = saved["notes"] if self.notes is None else self.notes
-        self.step, self.seconds = state["step"], saved["seconds"]
+def load_run(folder: Path, device: torch.device) -> dict:
+    """The checkpoint of a run to continue. Raises ValueError where it holds a model only."""
+    state = load_checkpoint(folder, device)
+    if state["training"] is None:
+        raise ValueError("this checkpoint holds a model only: there is no run to continue")
+    return state

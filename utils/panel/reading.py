@@ -6,7 +6,6 @@ A `Reading` is told word by word, so whoever shows it can stop after any word, g
 from __future__ import annotations
 
 import copy
-import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,10 +15,9 @@ import torch
 from utils.decoding import Decoder
 from utils.generation import Sampling, prompt_ids, sample
 from utils.model import Kimi
-from utils.moe import MoE
+from utils.record import Record
 
 N_RIVALS = 10
-_ONE_STEP = threading.Lock()  # a router remembers one choice, and several stories may be told with one model
 FORMAT = "kimi-k2-from-scratch reading 1"
 
 
@@ -56,7 +54,7 @@ class Reading:
         self._detokenizer = self.tokenizer.detokenizer(after=[] if is_empty else ids)
         self._decoder = Decoder(model)
         generator = torch.Generator().manual_seed(seed)
-        self._choices = sample(self._decoder, torch.tensor([ids]), self.sampling, generator)
+        self._steps = sample(self._decoder, torch.tensor([ids]), self.sampling, generator)
 
     def _texts(self, ids: list[int]) -> list[str]:
         detokenizer = self.tokenizer.detokenizer()
@@ -77,16 +75,15 @@ class Reading:
             for _ in range(max_new_tokens):
                 if self.ended:
                     break
-                with _ONE_STEP:
-                    new, p = next(self._choices)  # (1,), (1, V)
-                    self._note_experts()
-                token = new.item()
+                step = next(self._steps)
+                self._note_experts(step.record)
+                token, p = step.tokens.item(), step.probabilities[0]  # p (V,)
                 if token == self.tokenizer.eos_id:
                     self.ended = True
                     break
-                top = p[0].topk(min(N_RIVALS, p.shape[-1]))
+                top = p.topk(min(N_RIVALS, len(p)))
                 rivals = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-                word = Word(token, probability=p[0, token].item(), rivals=rivals)
+                word = Word(token, probability=p[token].item(), rivals=rivals)
                 self.words.append(word)
                 self._unread = [word]
                 self._silent.append(word)
@@ -97,13 +94,12 @@ class Reading:
             for word, text in zip(self._silent, copy.deepcopy(self._detokenizer).rest(), strict=False):
                 word.text = text
 
-    def _note_experts(self) -> None:
+    def _note_experts(self, record: Record) -> None:
         """The model has just read the last positions: `_unread`, and others before them when its block was full."""
-        for layer, block in enumerate(self._decoder.model.blocks):
-            if isinstance(block.ffn, MoE):
-                chosen = block.ffn.router.chosen.flatten(0, -2)[-len(self._unread) :].tolist()  # (T, K)
-                for word, experts in zip(self._unread, chosen, strict=True):
-                    word.experts[layer] = experts
+        for layer in self.layers():
+            chosen = record.layers[layer].chosen.flatten(0, -2)[-len(self._unread) :].tolist()  # (T, K)
+            for word, experts in zip(self._unread, chosen, strict=True):
+                word.experts[layer] = experts
 
     @property
     def n_experts(self) -> int:
@@ -111,7 +107,7 @@ class Reading:
 
     def layers(self) -> list[int]:
         """The layers that have experts."""
-        return [i for i, block in enumerate(self._decoder.model.blocks) if isinstance(block.ffn, MoE)]
+        return self._decoder.model.layers_with_experts()
 
     def name(self, token: int) -> str:
         """The token as the vocabulary has it."""

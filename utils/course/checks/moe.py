@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.course.checks.verdict import check, close, expect, expect_tensor
 
 
 @check

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.course.checks.verdict import check, close, expect, expect_tensor
 from utils.muonclip import NEWTON_SCHULZ
 
 

@@ -10,7 +10,7 @@ import base64
 import colorsys
 from html import escape
 
-from utils.reading import Reading, Word
+from utils.panel.reading import Reading, Word
 
 STYLE = """
 .story-demo { max-width: 60em; }

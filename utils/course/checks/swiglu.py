@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.course.checks.verdict import check, close, expect, expect_tensor
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.course.checks.verdict import check, close, expect, expect_tensor
 
 # Two rows in no order: one unsure, one sure.
 P = torch.tensor([[0.10, 0.45, 0.05, 0.21, 0.19], [0.02, 0.01, 0.90, 0.03, 0.04]])  # (B, V)

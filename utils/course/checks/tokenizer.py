@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from utils.checks.verdict import check, close, expect
+from utils.course.checks.verdict import check, close, expect
 from utils.tokenizer import UNK, WordTokenizer
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.checks.verdict import check, close, expect, expect_tensor
+from utils.course.checks.verdict import check, close, expect, expect_tensor
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Causal scaled dot-product attention, softmax(q k^T * scale) v, in the forms that pay (arXiv 1706.03762, sec. 3.2.1).
+"""Causal scaled dot-product attention, softmax(q k^T * scale) v, with the backend that pays (arXiv 1706.03762).
 
-`attend` is for everyone. `attend_and_measure` also finds the largest logit of each head, which QK-Clip needs and fused
-kernels keep to themselves: on a GPU those logits are made a second time. On a CPU whole windows are computed by hand, a
-chunk of queries at a time, where the logits pass by anyway, in half of the time of torch's fused kernel in bf16.
+QK-Clip needs each head's largest logit, which fused kernels keep to themselves: on a GPU those logits are made a
+second time. On a CPU whole windows are computed by hand, a chunk of queries at a time, where the logits pass by
+anyway, in half of the time of torch's fused kernel in bf16.
 """
 
 from __future__ import annotations
@@ -12,64 +12,52 @@ import math
 import torch
 import torch.nn.functional as F
 
+from utils.device import full_precision
+
 QUERY_CHUNK = 64  # queries whose logits exist at once
 
 
-def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None, record=None
+) -> torch.Tensor:
+    """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> (B, H, T, d_v).
+
+    mask: for a single query, (S,) bool, True for the keys that exist; None for all. record: a LayerRecord that takes
+    each head's largest logit of the allowed pairs.
+    """
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    whole = n_queries == n_keys
+    if whole and q.device.type == "cpu":
+        with full_precision(q.device):
+            mixed, largest = _ChunkedAttention.apply(q, k, v, scale)
+        if record is not None:
+            record.note_logits(largest)
+        return mixed
+    if record is not None:
+        record.note_logits(largest_logits(q, k, scale))
+    if n_queries == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[None], scale=scale)
+    mask = None if whole else _causal_mask(n_queries, n_keys, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scale)
+
+
+def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> torch.Tensor:
     """(T, S) bool, True where a query may look. The queries are the last T of the S positions."""
     ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     return ones.tril(diagonal=n_keys - n_queries)
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> (B, H, T, d_v).
-
-    mask: for a single query, (S,) bool, True for the keys that exist; None for all.
-    """
-    n_queries, n_keys = q.shape[-2], k.shape[-2]
-    whole = n_queries == n_keys
-    if whole and q.device.type == "cpu":
-        return attend_and_measure(q, k, v, scale)[0]
-    if n_queries == 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[None], scale=scale)
-    mask = None if whole else causal_mask(n_queries, n_keys, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scale)
-
-
-def attend_and_measure(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, H, T, d) twice and (B, H, T, d_v) -> mixtures (B, H, T, d_v), each head's largest softmax input (H,)."""
-    if q.device.type == "cpu":
-        with torch.autocast("cpu", enabled=False):
-            return _ChunkedAttention.apply(q, k, v, scale)
-    return attend(q, k, v, scale), largest_logits(q, k, scale)
-
-
-def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32.
-
-    mask: as for `attend`.
-    """
-    if logits.shape[-2] > 1:  # the last position looks everywhere
-        mask = causal_mask(*logits.shape[-2:], logits.device)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -math.inf)
-    return logits.softmax(dim=-1, dtype=torch.float32)
-
-
 @torch.no_grad()
 def largest_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """Largest input of each head's softmax over the batch and all allowed pairs: (B, H, T, d) twice -> (H,), in fp32.
+    """Largest input of each head's softmax over the batch and all allowed pairs, in fp32.
 
-    The logits are made a chunk of queries at a time, in the number format of q and k.
+    (B, H, T, d), (B, H, S, d) -> (H,); the queries are the last T of the S positions. The logits are made a chunk of
+    queries at a time, in the number format of q and k.
     """
-    chunks = []
-    with torch.autocast(q.device.type, enabled=False):
+    chunks, before = [], k.shape[-2] - q.shape[-2]
+    with full_precision(q.device):
         for start, end in _chunks(q.shape[-2]):
-            logits = _masked_logits(q[..., start:end, :] * scale, k[..., :end, :])  # (B, H, t, end)
+            logits = _masked_logits(q[..., start:end, :] * scale, k[..., : before + end, :])  # (B, H, t, before + end)
             chunks.append(logits.amax(dim=(0, 2, 3)))
     return torch.stack(chunks).amax(dim=0).float()
 
@@ -81,7 +69,7 @@ def _chunks(length: int) -> list[tuple[int, int]]:
 def _masked_logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """(..., t, d) scaled queries, the last t of the positions, and (..., S, d) keys -> (..., t, S)."""
     logits = q @ k.mT
-    return logits.masked_fill_(~causal_mask(*logits.shape[-2:], logits.device), -math.inf)
+    return logits.masked_fill_(~_causal_mask(*logits.shape[-2:], logits.device), -math.inf)
 
 
 class _ChunkedAttention(torch.autograd.Function):

@@ -3,7 +3,7 @@
 Opened by its badge, a notebook arrives in Colab alone, so its first code cell brings the repository. The address of the
 repository is kept here and nowhere else; this writes it to every badge and every first cell:
 
-    python -m utils.colab https://github.com/OWNER/NAME
+    python -m utils.course.colab https://github.com/OWNER/NAME
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from utils.device import pick_device, pick_number_format
+from utils.device import keep_freed_memory, pick_device, pick_number_format
 
-HOME = Path(__file__).resolve().parents[1]
+HOME = Path(__file__).resolve().parents[2]
 REPOSITORY = ""  # not known yet: until it is stamped, the first cell asks for it
 
 RUNS_VARIABLE = "KIMI_RUNS"
@@ -29,13 +29,13 @@ FIRST_CELL = """\
 # @title Setup: find the course, or fetch it { display-mode: "form" }
 REPOSITORY = "ADDRESS"  # @param {type:"string"}
 import pathlib, subprocess, sys
-home = next((p for p in (pathlib.Path.cwd(), pathlib.Path.cwd().parent) if (p / "utils/colab.py").exists()), None)
+home = next((p for p in (pathlib.Path.cwd(), pathlib.Path.cwd().parent) if (p / "utils/course").is_dir()), None)
 if home is None:  # this notebook came alone, as it does in Colab
     assert REPOSITORY, "write the address of the course's git repository into the field REPOSITORY, then run this again"
     home = pathlib.Path("kimi-k2-from-scratch").resolve()
     _ = home.exists() or subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, home], check=True)
 sys.path.insert(0, str(home))
-from utils.colab import setup; device = setup()"""
+from utils.course.colab import setup; device = setup()"""
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _PLACE = re.compile(r"(<!-- colab:(\w+) -->)[^|\n]*")  # a place for a badge: up to the end of the line or table cell
@@ -45,13 +45,14 @@ def setup(threads: int = 2) -> torch.device:
     """Print what the notebook runs on, and return the device that computes.
 
     On a CPU two threads compute, as when the stored outputs were made, for sums in another order differ in the last
-    digits; `torch.set_num_threads` takes more.
+    digits; `torch.set_num_threads` takes more. The process is the course's own, so it also keeps the memory it frees.
     """
     device = pick_device()
     number_format, reason = pick_number_format(device)
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":
         torch.set_num_threads(threads)
+        keep_freed_memory()
         on = f"cpu, {threads} threads"
     print(
         f"Python {platform.python_version()}, torch {torch.__version__}, {on}; training in {number_format} ({reason})"
@@ -98,7 +99,7 @@ def stamp(home: Path, address: str) -> list[Path]:
     address = address.rstrip("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         raise ValueError(f"the address is {address!r}, it must be https://github.com/OWNER/NAME")
-    module, readme = home / "utils" / "colab.py", home / "README.md"
+    module, readme = home / "utils" / "course" / "colab.py", home / "README.md"
     texts = {
         module: re.sub(r'(?m)^REPOSITORY = ".*".*$', f'REPOSITORY = "{address}"', module.read_text("utf-8"), count=1),
         readme: with_badges(readme.read_text("utf-8"), address),

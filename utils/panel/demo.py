@@ -19,12 +19,13 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from utils import paint
-from utils.checkpoint import write_atomically
+from utils.files import write_text
 from utils.model import Kimi
-from utils.moe import MoE
-from utils.reading import Reading
-from utils.runner import Runner
+from utils.panel import paint
+from utils.panel.column import Column
+from utils.panel.controls import button, dropdown, escape_key, row, sampling_slider, slider, width
+from utils.panel.reading import Reading
+from utils.panel.runner import Runner
 
 EXAMPLES = (
     "Once upon a time",
@@ -32,24 +33,8 @@ EXAMPLES = (
     "One day, Tom and his dog went to the park. Suddenly,",
     '"I am so sad," said the little bird.',
 )
-LOOKS = {"prompt": "font-style:italic;opacity:0.75;", "again": "text-decoration:underline dotted;"}
 EVERY = 0.05  # seconds between two pictures of a growing story
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-# Core widgets have no keys of their own: the panel's style sheet, once loaded, lets Escape press Stop.
-ESCAPE = """
-const panel = this.closest('.story-demo');
-const press = e => {
-  if (!panel.isConnected) document.removeEventListener('keydown', press, true);
-  else if (e.key === 'Escape') panel.querySelector('button.stop').click();
-};
-document.addEventListener('keydown', press, true);
-"""
-COPY = "const t = this.nextElementSibling; t.select(); document.execCommand('copy'); this.textContent = 'Copied'"
-COPY_BUTTON = (
-    '<button class="copy" onclick="{script}">Copy</button>'
-    '<textarea readonly tabindex="-1" aria-hidden="true" style="opacity:0;height:1px;width:1px">{text}</textarea>'
-)
-WIDE = dict(width="auto", max_width="100%")
 
 
 def story_demo(model: Kimi, **others: Kimi) -> StoryDemo:
@@ -81,46 +66,34 @@ class StoryDemo:
         self._open_with(opening_words)
 
     def _make_controls(self) -> None:
-        def slider(kind, description, value, lowest, highest, step):
-            style = {"description_width": "110px"}
-            layout = widgets.Layout(width="330px", max_width="100%")
-            return kind(
-                value=value, min=lowest, max=highest, step=step, description=description, style=style, layout=layout
-            )
-
-        real, whole = widgets.FloatSlider, widgets.IntSlider
         block = min(model.config.block_size for model in self.models.values())
-        self.prompt = widgets.Text(EXAMPLES[0], description="Prompt", layout=_width("100%"))
-        self.examples = widgets.Dropdown(
-            options=["...", *EXAMPLES], description="Examples", layout=widgets.Layout(**WIDE)
-        )
-        self.temperature = slider(real, "Temperature", 0.8, 0.0, 2.0, 0.05)
-        self.also_at = widgets.Text("", description="and at", placeholder="0.3, 1.2", layout=_width("200px"))
-        self.length = slider(whole, "Length (words)", min(150, 4 * block), 10, 500, 10)
-        self.top_k = slider(whole, "Top-k (0: all)", 0, 0, 200, 1)
-        self.top_p = slider(real, "Top-p", 1.0, 0.05, 1.0, 0.05)
-        self.min_p = slider(real, "Min-p", 0.0, 0.0, 1.0, 0.01)
-        self.penalty = slider(real, "Repetition", 1.0, 1.0, 2.0, 0.05)
-        self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", layout=_width("180px"))
-        self.dice = _button("Roll a seed")
-        self.generate, self.stop = _button("Generate", "primary"), _button("Stop", "danger")
-        self.go_on, self.clear, self.save = _button("Continue"), _button("Clear"), _button("Save")
+        self.prompt = widgets.Text(EXAMPLES[0], description="Prompt", layout=width("100%"))
+        self.examples = dropdown(["...", *EXAMPLES], "Examples")
+        self.temperature = sampling_slider("temperature", "Temperature")
+        self.also_at = widgets.Text("", description="and at", placeholder="0.3, 1.2", layout=width("200px"))
+        self.length = slider(widgets.IntSlider, "Length (words)", min(150, 4 * block), 10, 500, 10)
+        self.top_k = sampling_slider("top_k", "Top-k (0: all)")
+        self.top_p = sampling_slider("top_p", "Top-p")
+        self.min_p = sampling_slider("min_p", "Min-p")
+        self.penalty = sampling_slider("repetition_penalty", "Repetition")
+        self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", layout=width("180px"))
+        self.dice = button("Roll a seed")
+        self.generate, self.stop = button("Generate", "primary"), button("Stop", "danger")
+        self.go_on, self.clear, self.save = button("Continue"), button("Clear"), button("Save")
         self.stop.add_class("stop")
         first = next(iter(self.models.values()))
-        layers = {f"by expert of layer {layer + 1}": layer for layer in _expert_layers(first)}
+        layers = {f"by expert of layer {layer + 1}": layer for layer in first.layers_with_experts()}
         choices = {"not": paint.UNCOLOURED, "by probability": paint.BY_PROBABILITY, **layers}
-        self.colouring = widgets.Dropdown(options=list(choices.items()), description="Colour", value="by probability",
-                                          layout=widgets.Layout(**WIDE))  # fmt: skip
+        self.colouring = dropdown(list(choices.items()), "Colour", value=paint.BY_PROBABILITY)
         self.status, self.saved = widgets.HTML(), widgets.HTML()
         self.stories = widgets.Box(layout=widgets.Layout(display="flex", flex_flow="row wrap"))
-        more = widgets.Accordion([_row(self.top_k, self.top_p, self.min_p, self.penalty)], selected_index=None)
+        more = widgets.Accordion([row(self.top_k, self.top_p, self.min_p, self.penalty)], selected_index=None)
         more.set_title(0, "More settings")
-        keys = widgets.HTML(f'<style onload="{html.escape(ESCAPE)}">{paint.STYLE}</style>')
         self.box = widgets.VBox([
-            keys, _row(self.prompt), _row(self.examples),
-            _row(self.temperature, self.also_at, self.length), _row(self.seed, self.dice), more,
-            _row(self.generate, self.stop, self.go_on, self.clear, self.colouring), self.status,
-            self.stories, _row(self.save, self.saved),
+            escape_key(paint.STYLE), row(self.prompt), row(self.examples),
+            row(self.temperature, self.also_at, self.length), row(self.seed, self.dice), more,
+            row(self.generate, self.stop, self.go_on, self.clear, self.colouring), self.status,
+            self.stories, row(self.save, self.saved),
         ])  # fmt: skip
         self.box.add_class("story-demo")
 
@@ -160,7 +133,7 @@ class StoryDemo:
         contents = {f"story-{number:03d}.txt": text, f"story-{number:03d}.json": json.dumps(readings, indent=1)}
         try:
             for name, content in contents.items():
-                write_atomically(folder / name, lambda file, content=content: file.write(content.encode("utf-8")))
+                write_text(folder / name, content)
         except (OSError, UnicodeError) as error:
             self._tell_error(error)
             return
@@ -235,8 +208,7 @@ class StoryDemo:
 
     def _switch(self, running: bool) -> None:
         ended = all(column.reading.ended for column in self.columns)
-        for button in (self.generate, self.clear):
-            button.disabled = running
+        self.generate.disabled = self.clear.disabled = running
         self.save.disabled = running or not self.columns
         self.stop.disabled, self.go_on.disabled = not running, running or ended
         if running:
@@ -275,69 +247,3 @@ class StoryDemo:
             for column in self.columns
         )
         return f'<div class="story-demo"><style>{paint.STYLE}</style>{stories}</div>'
-
-
-class Column:
-    """One story: text while it grows, then words to click."""
-
-    def __init__(self, title: str, reading: Reading):
-        self.title, self.reading = title, reading
-        self.mark = f"story-{id(self):x}"  # a class for the colours of its words
-        self.heading = widgets.HTML(f"<b>{html.escape(title)}</b>" if title else "")
-        self.text = widgets.HTML()
-        self.colours, self.details, self.load = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.words: widgets.ToggleButtons | None = None
-        self.box = widgets.VBox(layout=widgets.Layout(flex="1 1 300px", min_width="0", padding="0 12px 0 0"))
-        self.box.add_class(self.mark)
-        self.grow(paint.UNCOLOURED)
-
-    def grow(self, colouring: str | int) -> None:
-        """Show the story so far."""
-        self.text.value = paint.story(self.reading, colouring)
-        if self.box.children[1:2] != (self.text,):
-            self.box.children = [self.heading, self.text]
-
-    def paint(self, colouring: str | int) -> None:
-        """Show the words as buttons, each in its colour."""
-        if self.words is None or len(self.words.options) != len(self.reading.words):
-            options = [(word.text.strip() or " ", place) for place, word in enumerate(self.reading.words)]
-            self.words = widgets.ToggleButtons(options=options, value=None, style={"button_width": "auto"})
-            self.words.add_class("words")
-            self.words.observe(self._clicked, names="value")
-            self.details.value = ""
-        rules = []
-        for place, word in enumerate(self.reading.words):
-            colour = paint.veil(word, colouring, self.reading.n_experts)
-            kind, begins = paint.kind(self.reading, place), word.text[:1].isspace()
-            rules.append(_rule(self.mark, place + 1, kind, colour, begins))
-        self.colours.value = f"<style>{''.join(rules)}</style>"
-        self.load.value = f"<details><summary>Load of the experts</summary>{paint.expert_load(self.reading)}</details>"
-        copy = COPY_BUTTON.format(script=html.escape(COPY), text=html.escape(self.reading.text))
-        self.box.children = [self.heading, self.colours, self.words, self.details, widgets.HTML(copy), self.load]
-
-    def _clicked(self, change: dict) -> None:
-        if change["new"] is not None:
-            self.details.value = paint.rivals(self.reading, change["new"])
-
-
-def _rule(mark: str, n: int, kind: str, colour: str, begins: bool) -> str:
-    """The style of the n-th word's button, counted from 1; a word that begins with a space stands apart."""
-    looks = LOOKS.get(kind, "")
-    gap = "margin-left:0.25em;" if begins else ""
-    return f".{mark} .words button:nth-of-type({n}) {{ {looks}background:{colour or 'transparent'};{gap} }}\n"
-
-
-def _width(width: str) -> widgets.Layout:
-    return widgets.Layout(width=width)
-
-
-def _row(*children: widgets.Widget) -> widgets.Box:
-    return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="center"))
-
-
-def _button(description: str, style: str = "") -> widgets.Button:
-    return widgets.Button(description=description, button_style=style, layout=widgets.Layout(width="auto"))
-
-
-def _expert_layers(model: Kimi) -> list[int]:
-    return [layer for layer, block in enumerate(model.blocks) if isinstance(block.ffn, MoE)]

@@ -1,0 +1,1 @@
+"""The widgets: the story demo, and pictures with controls."""
