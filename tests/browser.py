@@ -136,8 +136,8 @@ def take_pictures(run: str, folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     code = f"""
 from utils.checkpoint import load_model
-from utils.demo import story_demo
 from utils.model import Kimi
+from utils.panel.demo import story_demo
 
 model, _ = load_model({str(Path(run).resolve())!r})
 newborn = Kimi(model.config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import colab
+from utils.course import colab
 
 # Colab's image of August 2026; torch is this environment's own, for Colab's comes with 5 GB of CUDA.
 COLAB = ["ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0", "datasets==4.0.0"]

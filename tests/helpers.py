@@ -13,7 +13,7 @@ from utils.tokenizer import WordTokenizer
 TINY = dict(block_size=16, d_model=32, n_heads=4, n_layers=2, d_ff=48, n_experts=4, top_k=2, dropout=0.0)
 TINY_K2 = dict(
     block_size=16, d_model=32, n_heads=4, n_layers=3, q_lora_rank=20, kv_lora_rank=12, qk_nope_head_dim=8,
-    qk_rope_head_dim=4, v_head_dim=6, dense_ff=40, d_ff=24, n_experts=8, top_k=2, dropout=0.0,
+    qk_rope_head_dim=4, v_head_dim=6, dense_ff=40, d_ff=24, n_experts=8, top_k=2,
 )  # fmt: skip
 
 

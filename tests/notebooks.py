@@ -20,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image  # comes with matplotlib
 
-from utils.colab import RUNS_VARIABLE
+from utils.course.colab import RUNS_VARIABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"

@@ -1,37 +1,63 @@
-"""Attention: the cache, multi-head and latent attention, rotary positions, the largest logits and QK-Clip."""
+"""Attention: the cache, multi-head and latent attention, positions, the largest logits and QK-Clip."""
 
 import copy
 import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import TINY_CONFIGS, every_architecture, tiny_config, tiny_k2_config, tiny_k2_model
-from utils import sdpa
+from tests.helpers import TINY_CONFIGS, TINY_MODELS, every_architecture, tiny_config, tiny_k2_config, tiny_k2_model
 from utils.attention import (
     KVCache,
     MultiHeadAttention,
     MultiHeadLatentAttention,
-    rope,
-    rotary_frequencies,
+    attend,
+    causal_mask,
+    causal_softmax,
+    clip_factors,
 )
 from utils.config import KimiConfig
+from utils.fast import speed_up
+from utils.fast.attention import largest_logits
 from utils.model import Kimi
-from utils.sdpa import causal_mask, largest_logits
+from utils.positions import LearnedPositions, RotaryPositions, rope, rotary_frequencies
+from utils.record import LayerRecord, Record
 
 ATTENTION = {"nano": MultiHeadAttention, "k2": MultiHeadLatentAttention}
 YARN = dict(yarn_factor=4.0, yarn_original=8, yarn_beta_fast=2.0, yarn_beta_slow=0.1, qk_rope_head_dim=8)
+every_form = pytest.mark.parametrize("fast", [False, True], ids=["textbook", "fast"])
 
 
-def tiny_attention(architecture, kind=None, std=0.3, seed=0, **changes):
+def tiny_attention(architecture, kind=None, std=0.3, seed=0, fast=False, **changes):
     """One attention layer whose logits are far from 0 and whose norm weights are random."""
     attention = (kind or ATTENTION[architecture])(TINY_CONFIGS[architecture](**changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in attention.parameters():
             p.normal_(mean=0.0 if p.ndim > 1 else 1.0, std=std, generator=generator)
+    if fast:
+        speed_up(attention)
     return attention
+
+
+def angles_of(attention, start, end):
+    """The angles of these positions (end - start, R/2), None for attention that turns nothing."""
+    if isinstance(attention, MultiHeadAttention):
+        return None
+    return torch.outer(torch.arange(start, end, dtype=torch.float), rotary_frequencies(attention.config))
+
+
+def read(attention, x, cache=None, **more):
+    """What the layer makes of x (B, T, D), whose positions follow those of the cache."""
+    start = 0 if cache is None else cache.length
+    return attention(x, angles_of(attention, start, start + x.shape[1]), cache, **more)
+
+
+def logits_of(attention, x):
+    """The record's largest logit of each head, (H,), after the layer has read x."""
+    record = LayerRecord()
+    read(attention, x, record=record)
+    return record.max_logits
 
 
 def states(batch, length, width=32, seed=1):
@@ -134,18 +160,20 @@ def maxima(logits):
     "architecture, changes",
     [("nano", {}), ("k2", {}), ("k2", YARN), ("k2", dict(norm_eps=0.1)), ("k2", dict(v_head_dim=9))],
 )
-def test_attention_equals_its_formulas(architecture, changes):
-    attention, x = tiny_attention(architecture, **changes), states(2, 7)
+@every_form
+def test_attention_equals_its_formulas(fast, architecture, changes):
+    attention, x = tiny_attention(architecture, fast=fast, **changes), states(2, 7)
     expected, logits = slow(attention, x)
     assert logits.std() > 0.5  # far from an even mean of the values
-    torch.testing.assert_close(attention(x).double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(read(attention, x).double(), expected, atol=1e-4, rtol=1e-4)
 
 
 @every_architecture
-def test_weights_that_are_shown_are_those_that_are_used(architecture):
-    attention, x = tiny_attention(architecture), states(2, 7)
-    output, weights = attention(x, return_weights=True)
-    torch.testing.assert_close(output, attention(x), atol=1e-5, rtol=1e-4)
+@every_form
+def test_weights_that_are_shown_are_those_that_are_used(fast, architecture):
+    attention, x = tiny_attention(architecture, fast=fast), states(2, 7)
+    output, weights = read(attention, x, return_weights=True)
+    torch.testing.assert_close(output, read(attention, x), atol=1e-5, rtol=1e-4)
     future = torch.ones(7, 7, dtype=torch.bool).triu(1)
     expected = slow(attention, x)[1].masked_fill(future, -math.inf).softmax(-1)
     torch.testing.assert_close(weights.double(), expected, atol=1e-5, rtol=1e-4)
@@ -153,25 +181,39 @@ def test_weights_that_are_shown_are_those_that_are_used(architecture):
 
 @every_architecture
 def test_attention_weights_sum_to_one_and_never_look_ahead(architecture):
-    _, weights = tiny_attention(architecture)(states(3, 9), return_weights=True)
+    _, weights = read(tiny_attention(architecture), states(3, 9), return_weights=True)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 9))
     assert weights.triu(1).count_nonzero() == 0
 
 
 @every_architecture
+@every_form
 @pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 4, 2]])
-def test_a_layer_that_reads_in_pieces_gives_what_it_gives_at_once(architecture, pieces):
-    attention, x, cache = tiny_attention(architecture).eval(), states(2, 12), KVCache(12)
-    parts = [attention(part, cache) for part in x.split(pieces, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x), atol=2e-5, rtol=1e-4)
+def test_a_layer_that_reads_in_pieces_gives_what_it_gives_at_once(fast, architecture, pieces):
+    attention, x, cache = tiny_attention(architecture, fast=fast).eval(), states(2, 12), KVCache(12)
+    parts = [read(attention, part, cache) for part in x.split(pieces, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), read(attention, x), atol=2e-5, rtol=1e-4)
     cache = KVCache(12)
-    attention(x[:, :5], cache)
-    _, weights = attention(x[:, 5:], cache, return_weights=True)
-    torch.testing.assert_close(weights, attention(x, return_weights=True)[1][:, :, 5:], atol=1e-5, rtol=1e-4)
+    read(attention, x[:, :5], cache)
+    _, weights = read(attention, x[:, 5:], cache, return_weights=True)
+    torch.testing.assert_close(weights, read(attention, x, return_weights=True)[1][:, :, 5:], atol=1e-5, rtol=1e-4)
 
 
 def test_the_last_queries_of_a_longer_context_get_the_last_rows_of_the_mask():
     assert torch.equal(causal_mask(3, 8), causal_mask(8, 8)[-3:])
+
+
+@pytest.mark.parametrize("n_queries, n_keys", [(1, 1), (1, 9), (4, 9), (9, 9)])
+def test_weights_from_logits_are_those_of_the_formula_and_in_fp32(n_queries, n_keys):
+    """A single query, the last position, looks everywhere."""
+    logits = torch.randn(2, 3, n_queries, n_keys, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    weights = causal_softmax(logits)
+    assert weights.dtype == torch.float32
+    for t in range(n_queries):
+        seen = n_keys - n_queries + t + 1
+        torch.testing.assert_close(weights[..., t, :seen].double(), logits[..., t, :seen].softmax(-1))
+        assert weights[..., t, seen:].count_nonzero() == 0
+    assert causal_softmax(logits.bfloat16()).dtype == torch.float32
 
 
 def test_a_full_cache_says_how_much_it_holds():
@@ -193,14 +235,43 @@ def test_attention_equals_torch_multi_head_attention():
         reference.out_proj.weight.copy_(ours.w_o.weight)
     x = torch.randn(2, 7, config.d_model, dtype=torch.double)
     expected, expected_weights = reference(x, x, x, attn_mask=~causal_mask(7, 7), average_attn_weights=False)
-    fused = ours(x)
+    plain = ours(x)
+    speed_up(ours)
+    fast = ours(x)
     explicit, weights = ours(x, return_weights=True)
-    torch.testing.assert_close(fused, expected)
-    torch.testing.assert_close(explicit, expected, atol=1e-6, rtol=1e-6)  # its softmax is in fp32
+    torch.testing.assert_close(fast, expected)
+    for got in (plain, explicit):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)  # their softmax is in fp32
     torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-6)
 
 
-# Rotary positions
+# Positions
+
+
+def test_learned_positions_add_the_vectors_of_the_positions_that_are_asked_for():
+    positions, x = LearnedPositions(tiny_config()), states(2, 3)
+    with torch.no_grad():
+        y, angles = positions(x, torch.tensor([4, 5, 9]))
+    assert angles is None and positions.weight.shape == (16, 32)
+    assert torch.equal(y, x + positions.weight[[4, 5, 9]])
+
+
+def test_rotary_positions_give_the_angles_of_the_positions_that_are_asked_for_and_leave_the_stream_alone():
+    config = tiny_k2_config(**YARN)
+    positions, x = RotaryPositions(config).bfloat16(), states(2, 3).bfloat16()
+    same, angles = positions(x, torch.tensor([15, 0, 7]))
+    assert same is x and angles.shape == (3, 4) and angles.dtype == torch.float32  # whatever the model's format
+    expected = torch.tensor([15.0, 0.0, 7.0]).double()[:, None] * slow_frequencies(config)
+    torch.testing.assert_close(angles.double(), expected, atol=1e-5, rtol=1e-5)
+    assert list(positions.parameters()) == [] and positions.state_dict() == {}
+
+
+def test_angles_are_made_anew_for_another_device():
+    positions = RotaryPositions(tiny_k2_config())
+    for device in ("cpu", "meta", "cpu"):
+        _, angles = positions(torch.zeros(1, 2, 32, device=device), torch.arange(2, device=device))
+        assert angles.device.type == device
+    assert angles[1].tolist() == rotary_frequencies(positions.config).tolist()
 
 
 def test_rope_turns_one_pair_by_its_angle():
@@ -302,9 +373,10 @@ def test_the_cache_of_the_published_k2_takes_70272_bytes_per_token():
     with torch.device("meta"):  # shapes without memory
         model = Kimi(KimiConfig.k2()).to(torch.bfloat16)
         x = torch.empty(1, 1, model.config.d_model, dtype=torch.bfloat16)
+        _, angles = model.positions(x, torch.zeros(1, dtype=torch.long))
         cache = model.new_cache()
         for block, layer in zip(model.blocks, cache, strict=True):
-            block.attention(x, layer)
+            block.attention(x, angles, layer)
     buffers = [buffer for layer in cache for buffer in layer.buffers]
     assert {buffer.dtype for buffer in buffers} == {torch.bfloat16}
     assert sum(buffer.nbytes for buffer in buffers) == 131_072 * 70_272
@@ -316,11 +388,11 @@ def test_the_cache_of_the_published_k2_takes_70272_bytes_per_token():
 def test_the_absorbed_form_equals_the_naive_one(changes, n_queries, dtype, tolerance):
     attention = tiny_attention("k2", **changes).to(dtype).eval()
     config, cache, x = attention.config, KVCache(9), states(2, 9).to(dtype)
-    expected = attention(x, cache)[:, -n_queries:]  # expands the latents
+    expected = read(attention, x, cache)[:, -n_queries:]  # expands the latents
     key = cache.buffers[0]
     queries = attention.w_q_up(attention.q_norm(attention.w_q_down(x))).unflatten(-1, (4, -1)).transpose(1, 2)
     q_n, q_r = queries.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
-    q_r = rope(q_r, attention.angles(9, x.device))
+    q_r = rope(q_r, angles_of(attention, 0, 9))
     mixed = attention.absorbed(q_n[:, :, -n_queries:], q_r[:, :, -n_queries:], key)  # (B, H, T, v)
     ours = attention.w_o(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
@@ -328,110 +400,83 @@ def test_the_absorbed_form_equals_the_naive_one(changes, n_queries, dtype, toler
 
 def test_a_single_new_token_never_expands_the_latents(monkeypatch):
     attention, cache = tiny_attention("k2").eval(), KVCache(8)
-    attention(states(1, 5), cache)
+    read(attention, states(1, 5), cache)
     monkeypatch.setattr(attention, "expand", lambda key: pytest.fail("expanded the whole cache for one token"))
-    attention(states(1, 1), cache)
-
-
-def test_angles_are_made_anew_for_positions_beyond_the_block():
-    attention = tiny_attention("k2", block_size=4)
-    short = attention.angles(3, torch.device("cpu")).clone()
-    long = attention.angles(40, torch.device("cpu"))
-    assert long.shape == (40, 2) and torch.equal(long[:3], short)
-    torch.testing.assert_close(long.double(), torch.arange(40.0).double()[:, None] * slow_frequencies(attention.config))
+    read(attention, states(1, 1), cache)
 
 
 # The largest logits
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 11, 256])
-def test_the_largest_logits_equal_those_of_a_search_through_all(chunk, monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
+def largest_of(q, k, scale):
+    """What the record takes of the textbook's attention: (B, H, T, d) twice -> (H,)."""
+    record = LayerRecord()
+    attend(q, k, torch.zeros_like(k), scale, record=record)
+    return record.max_logits
+
+
+def test_the_largest_logits_equal_those_of_a_search_through_all():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 3, 11, 8, generator=generator) for _ in range(2))
     expected = [
         max(0.5 * q[b, h, i].dot(k[b, h, j]).item() for b in range(2) for i in range(11) for j in range(i + 1))
         for h in range(3)
     ]
-    torch.testing.assert_close(largest_logits(q, k, 0.5), torch.tensor(expected))
+    torch.testing.assert_close(largest_of(q, k, 0.5), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("chunk", [2, 256])
-def test_a_huge_logit_in_the_future_does_not_count(chunk, monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
+def test_a_huge_logit_in_the_future_does_not_count():
     q, k = torch.ones(1, 1, 6, 4), torch.ones(1, 1, 6, 4)
     q[..., 2, :] = 100
     k[..., 3, :] = 100
     q[..., 3:, :] = -1  # the huge key is met by these alone
-    assert largest_logits(q, k, 1.0).tolist() == [400.0]
+    assert largest_of(q, k, 1.0).tolist() == [400.0]
 
 
 def test_the_largest_logits_have_a_sign():
     q = torch.ones(1, 2, 3, 4)
-    assert largest_logits(q, -q, 1.0).tolist() == [-4.0, -4.0]
+    assert largest_of(q, -q, 1.0).tolist() == [-4.0, -4.0]
 
 
 def test_the_largest_logits_are_those_that_the_number_format_has():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 3, 11, 8, generator=generator).bfloat16() for _ in range(2))
-    exact = largest_logits(q.float(), k.float(), 0.25)
-    rounded = largest_logits(q, k, 0.25)
+    exact, rounded = largest_of(q.float(), k.float(), 0.25), largest_of(q, k, 0.25)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, atol=0, rtol=2**-8)
     assert torch.equal(rounded, rounded.bfloat16().float())  # the very inputs of the softmax
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(largest_logits(q.float(), k.float(), 0.25), exact)
-
-
-def test_the_logits_of_all_queries_never_exist_at_once(monkeypatch):
-    class Sizes(TorchDispatchMode):
-        largest = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            Sizes.largest = max([Sizes.largest, *(t.numel() for t in [result] if isinstance(t, torch.Tensor))])
-            return result
-
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", 8)
-    q = states(1, 64, 4)[None]
-    with Sizes():
-        largest_logits(q, q, 1.0)
-    assert Sizes.largest <= 8 * 64
 
 
 @pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
-def test_training_records_the_largest_logit_of_each_head(architecture, changes):
-    attention, x = tiny_attention(architecture, **changes), states(3, 9)
-    attention(x)
-    assert attention.max_logits.shape == (4,) and not attention.max_logits.requires_grad
-    torch.testing.assert_close(attention.max_logits.double(), maxima(slow(attention, x)[1]), atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("training", [True, False])
+@every_form
+def test_a_record_takes_the_largest_logit_of_each_head(fast, training, architecture, changes):
+    attention, x = tiny_attention(architecture, fast=fast, **changes).train(training), states(3, 9)
+    largest = logits_of(attention, x)
+    assert largest.shape == (4,) and largest.dtype == torch.float32 and not largest.requires_grad
+    torch.testing.assert_close(largest.double(), maxima(slow(attention, x)[1]), atol=1e-4, rtol=1e-5)
 
 
 @every_architecture
-def test_neither_evaluation_nor_generation_records_logits(architecture):
-    attention = tiny_attention(architecture)
-    attention(0.1 * states(1, 4))
-    recorded = attention.max_logits.clone()
-    attention.eval()(10 * states(1, 4))
-    attention.train()(10 * states(1, 4), KVCache(4))
-    assert torch.equal(attention.max_logits, recorded)
+@every_form
+def test_generation_records_no_logits(fast, architecture):
+    attention, cache, record = tiny_attention(architecture, fast=fast), KVCache(5), LayerRecord()
+    read(attention, 10 * states(1, 4), cache, record=record)
+    read(attention, 10 * states(1, 1), cache, record=record)
+    assert record.max_logits is None
 
 
 @every_architecture
-@pytest.mark.parametrize("end", [lambda a: a.qk_clip_(math.inf), lambda a: a.end_step_()], ids=["clip", "end"])
-def test_the_maximum_runs_over_the_micro_batches_of_a_step(architecture, end):
-    attention = tiny_attention(architecture)
+@every_form
+def test_the_maximum_runs_over_the_micro_batches_of_a_step(fast, architecture):
+    attention, record = tiny_attention(architecture, fast=fast), LayerRecord()
     parts, alone = states(6, 9).split(2), []
     for part in parts:
-        attention(part)
-        alone.append(attention.max_logits.clone())
+        alone.append(logits_of(attention, part))  # a record of its own begins anew
         torch.testing.assert_close(alone[-1].double(), maxima(slow(attention, part)[1]), atol=1e-4, rtol=1e-5)
-        end(attention)
-        assert torch.equal(attention.max_logits, alone[-1])  # still there to be shown
-    for part in parts:
-        attention(part)
-    together = torch.stack(alone).amax(0)
-    assert torch.equal(attention.max_logits, together) and not torch.equal(together, alone[-1])
+        read(attention, part, record=record)
+        assert torch.equal(record.max_logits, torch.stack(alone).amax(0))
+    assert not torch.equal(record.max_logits, alone[-1])
 
 
 # QK-Clip
@@ -446,8 +491,7 @@ def check_clip(attention, x):
     gamma = (tau / largest).clamp(max=1.0)
     clipped = gamma < 1
     assert clipped.sum() == 2, "the test needs healthy heads and others"
-    attention.train()(x)
-    attention.qk_clip_(tau)
+    attention.qk_clip_(logits_of(attention, x), tau)
     new_output, new = slow(attention, x)
     difference = (new - gamma[:, None, None] * old).abs().amax((0, 2, 3))
     assert difference[~clipped].max() < 3e-5, "logits of healthy heads changed"
@@ -466,26 +510,26 @@ def check_clip(attention, x):
         else:
             assert torch.equal(before, after), f"{name} changed"
     once = {name: p.clone() for name, p in attention.named_parameters()}
-    attention(x)
-    attention.qk_clip_(tau)
+    attention.qk_clip_(logits_of(attention, x), tau)
     for name, p in attention.named_parameters():
         assert (p - once[name]).abs().max() < 1e-6, "a second clip is not a no-op"
 
 
 @pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_qk_clip_scales_every_logit_of_a_head_beyond_tau_and_nothing_else(architecture, changes, seed):
-    check_clip(tiny_attention(architecture, std=0.6, seed=seed, **changes), states(2, 9))
+@every_form
+def test_qk_clip_scales_every_logit_of_a_head_beyond_tau_and_nothing_else(fast, architecture, changes, seed):
+    check_clip(tiny_attention(architecture, std=0.6, seed=seed, fast=fast, **changes), states(2, 9))
 
 
 @every_architecture
 def test_qk_clip_takes_half_of_gamma_from_either_side(architecture):
     attention, x = tiny_attention(architecture, std=0.6), states(2, 9)
     before = copy.deepcopy(attention)
-    attention(x)
-    tau = attention.max_logits.min().item() / 4
-    gamma = (tau / attention.max_logits)[:, None, None]
-    attention.qk_clip_(tau)
+    largest = logits_of(attention, x)
+    tau = largest.min().item() / 4
+    gamma = (tau / largest)[:, None, None]
+    attention.qk_clip_(largest, tau)
     half = [(0, 8, 0.5)]
     for name, rows in {"w_q": half, "w_k": half, "w_q_up": [*half, (8, 12, 1.0)], "w_kv_up": half}.items():
         if hasattr(attention, name):
@@ -498,32 +542,44 @@ def test_qk_clip_takes_half_of_gamma_from_either_side(architecture):
 def test_heads_within_tau_keep_every_bit(architecture):
     attention, x = tiny_attention(architecture), states(2, 9)
     before = copy.deepcopy(attention.state_dict())
-    attention(x)
-    for tau in (math.inf, attention.max_logits.max().item()):
-        attention.qk_clip_(tau)
-        attention(x)
-    attention.qk_clip_(attention.max_logits.max().item() + 1)
+    largest = logits_of(attention, x)
+    for tau in (math.inf, largest.max().item(), largest.max().item() + 1):
+        attention.qk_clip_(largest, tau)
     assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
 
 
 @every_architecture
-def test_without_a_training_forward_there_is_nothing_to_clip(architecture):
-    attention, x = tiny_attention(architecture), states(2, 9)
-    before = copy.deepcopy(attention.state_dict())
-    attention.qk_clip_(1e-3)
-    attention(x)
-    attention.end_step_()
-    attention.qk_clip_(1e-3)  # the step whose logits these are is over
-    assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
+def test_without_a_recorded_forward_there_is_nothing_to_clip(architecture):
+    model, record = TINY_MODELS[architecture](), Record()
+    before = copy.deepcopy(model.state_dict())
+    model(torch.arange(9)[None])
+    model.qk_clip_(record, 1e-3)  # nobody gave it to the forward
+    model(torch.arange(9)[None], cache=model.new_cache(), record=record)
+    model.qk_clip_(record, 1e-3)  # the logits of generation are not recorded
+    assert all(torch.equal(after, before[name]) for name, after in model.state_dict().items())
+
+
+@every_architecture
+def test_each_layer_of_a_model_is_clipped_by_its_own_logits(architecture):
+    model, record = TINY_MODELS[architecture](), Record()
+    model(torch.arange(12)[None], record=record)
+    of_layers = record.max_logits().amax(dim=1)  # (L,)
+    tau = (of_layers.min() + of_layers.max()).item() / 2  # some layers are beyond it
+    before = copy.deepcopy(model.state_dict())
+    model.qk_clip_(record, tau)
+    changed = {name for name, w in model.state_dict().items() if not torch.equal(w, before[name])}
+    assert {int(name.split(".")[1]) for name in changed} == set((of_layers > tau).nonzero().flatten().tolist())
+    again = Record()
+    model(torch.arange(12)[None], record=again)
+    first = (of_layers > tau).nonzero()[0].item()  # what it reads is as before
+    torch.testing.assert_close(again.max_logits()[first], record.max_logits()[first].clamp(max=tau))
 
 
 @every_architecture
 def test_negative_logits_are_never_clipped(architecture):
     attention = tiny_attention(architecture)
-    attention(states(1, 4))
-    attention.max_logits = -attention.max_logits.abs() - 1
     before = copy.deepcopy(attention.state_dict())
-    attention.qk_clip_(0.5)
+    attention.qk_clip_(-logits_of(attention, states(1, 4)).abs() - 1, 0.5)
     assert all(torch.equal(after, before[name]) for name, after in attention.state_dict().items())
 
 
@@ -545,7 +601,9 @@ def test_clipping_the_shared_rope_key_is_found_out():
     """Mistake 9 of public re-implementations: the rope key is scaled too, but every head looks at it."""
 
     class ClipsTheSharedKey(MultiHeadLatentAttention):
-        def _scale_logits_(self, gamma):
+        @torch.no_grad()
+        def qk_clip_(self, max_logits, tau):
+            gamma = clip_factors(max_logits, tau)
             q_n, q_r, k_n, _, shared = parts_of(self)
             for part in (q_n, q_r, k_n):
                 part.mul_(gamma.sqrt())
@@ -558,7 +616,9 @@ def test_half_of_gamma_on_the_rope_query_is_found_out():
     """Mistake 10 of public re-implementations: sqrt(gamma) for the rope query, whose key nobody may scale."""
 
     class ScalesRopeByHalf(MultiHeadLatentAttention):
-        def _scale_logits_(self, gamma):
+        @torch.no_grad()
+        def qk_clip_(self, max_logits, tau):
+            gamma = clip_factors(max_logits, tau)
             for part in parts_of(self)[:3]:
                 part.mul_(gamma.sqrt())
 
@@ -569,8 +629,8 @@ def test_one_scalar_for_all_heads_is_found_out():
     """Mistake 11 of public re-implementations: the largest logit of all heads decides for every head."""
 
     class OneForAll(MultiHeadLatentAttention):
-        def _scale_logits_(self, gamma):
-            super()._scale_logits_(gamma.min().expand_as(gamma))
+        def qk_clip_(self, max_logits, tau):
+            super().qk_clip_(max_logits.max().expand_as(max_logits), tau)
 
     must_fail(OneForAll, "logits of healthy heads changed")
 
@@ -578,9 +638,15 @@ def test_one_scalar_for_all_heads_is_found_out():
 def test_logits_without_the_softmax_scale_are_found_out():
     """Mistake 12 of public re-implementations: q.k measured before its scale, so heads are clipped from the start."""
 
+    def attend_without_the_scale(q, k, v, scale, mask=None, record=None):
+        if record is not None:
+            record.note_logits(largest_logits(q, k, 1.0))
+        return attend(q, k, v, scale, mask)
+
     class ForgetsTheScale(MultiHeadLatentAttention):
-        def _record(self, largest):
-            super()._record(largest / self.scale)
+        def __init__(self, config):
+            super().__init__(config)
+            self.attend = attend_without_the_scale
 
     must_fail(ForgetsTheScale, "logits of healthy heads changed")
 
@@ -589,19 +655,21 @@ def test_clipping_the_values_is_found_out():
     """Mistake 14 of public re-implementations: a head's value rows are scaled with its key rows."""
 
     class ScalesValues(MultiHeadLatentAttention):
-        def _scale_logits_(self, gamma):
-            super()._scale_logits_(gamma)
-            parts_of(self)[3].mul_(gamma.sqrt())
+        @torch.no_grad()
+        def qk_clip_(self, max_logits, tau):
+            super().qk_clip_(max_logits, tau)
+            parts_of(self)[3].mul_(clip_factors(max_logits, tau).sqrt())
 
     must_fail(ScalesValues, "outputs are not those of the scaled logits")
 
 
 @every_architecture
-def test_recording_changes_neither_output_nor_gradient(architecture):
+@every_form
+def test_recording_changes_neither_output_nor_gradient(fast, architecture):
     """Mistake 13 of public re-implementations: logits clamped in the forward pass. Here it only watches."""
     results = []
-    for training in (True, False):
-        attention, x = tiny_attention(architecture, std=0.6).train(training), states(2, 9).requires_grad_()
-        y = attention(x)
+    for record in (LayerRecord(), None):
+        attention, x = tiny_attention(architecture, std=0.6, fast=fast), states(2, 9).requires_grad_()
+        y = read(attention, x, record=record)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *attention.parameters()])])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -1,7 +1,9 @@
 """The command line, as a newcomer types it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import torch
 
 from utils.__main__ import build_parser, main
 from utils.checkpoint import load_checkpoint, load_model
-from utils.config import PRESETS, KimiConfig, Preset, TrainConfig
+from utils.config import KimiConfig, TrainConfig
 from utils.generation import Sampling
 from utils.hf import import_hf
+from utils.presets import PRESETS, Preset
+from utils.run_state import RunState
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
@@ -85,6 +89,7 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"\d\.\d+ bits per byte",
         r"coherent: 0.0%",
         r"sequences: \d",
+        r"no validation token went to: \d",
     ):
         assert re.search(figure, out), figure
 
@@ -108,11 +113,9 @@ def test_only_built_in_stories_are_judged(tmp_path, capsys):
 
 
 def test_resume_continues_a_stopped_run_to_the_same_end(run, tmp_path, capsys, monkeypatch):
-    import utils.training
-
     stopped = tmp_path / "stopped"
-    settle = utils.training._Run.advance
-    monkeypatch.setattr(utils.training._Run, "advance", lambda self: settle(self) or stop_after_step_2(self))
+    count = RunState.count_step
+    monkeypatch.setattr(RunState, "count_step", lambda self, *step: count(self, *step) or stop_after_step_2(self))
     assert main(["train", "--preset", "smoke", "--run", str(stopped)]) == 130
     assert "stopped after step 2 of 6" in capsys.readouterr().out
     monkeypatch.undo()
@@ -123,9 +126,6 @@ def test_resume_continues_a_stopped_run_to_the_same_end(run, tmp_path, capsys, m
 
 
 def stop_after_step_2(run):
-    import os
-    import signal
-
     if run.step == 2:
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -152,13 +152,13 @@ def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
     [
         (
             ["--model", "nano", "--d-model", 30, "--n-heads", 4],
-            "KimiConfig.d_model is 30, it must be a multiple of n_heads (4)",
+            "NanoConfig.d_model is 30, it must be a multiple of n_heads (4)",
         ),
-        (["--top-k", 5], "KimiConfig.top_k is 5, it must be at most n_experts (4)"),
+        (["--top-k", 5], "K2Config.top_k is 5, it must be at most n_experts (4)"),
         (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
         (["--optimizer", "sgd"], "TrainConfig.optimizer is 'sgd', it must be one of muonclip, adamw"),
-        (["--dropout", 0.1], "KimiConfig.dropout is 0.1, it must be 0: k2 has none"),
-        (["--model", "nano", "--kv-lora-rank", 8], "KimiConfig.kv_lora_rank is 8, it must be left out: only k2 has it"),
+        (["--dropout", 0.1], "K2Config has no field 'dropout', its fields are"),
+        (["--model", "nano", "--kv-lora-rank", 8], "NanoConfig has no field 'kv_lora_rank', its fi"),
         (["--number-format", "fp16"], "number_format is 'fp16', on a CPU it must be auto, fp32 or bf16"),
         (["--block-size", 99999], "a block of 99999 needs at least 100000"),
         (["--source", "missing.txt"], "missing.txt does not exist"),
@@ -208,7 +208,8 @@ def test_help_explains_every_option_with_its_default():
             has_default = "default" in action.help or "(default" in text
             assert has_default or action.required, (name, action.dest)
     options = {action.dest for action in commands.choices["train"]._actions}
-    assert set(vars(KimiConfig.nano(2))) - {"vocab_size", "architecture"} | set(vars(TrainConfig())) <= options
+    shapes = set(vars(KimiConfig.nano(2))) | set(vars(KimiConfig.k2_mini(2)))
+    assert shapes - {"vocab_size", "architecture"} | set(vars(TrainConfig())) <= options
     assert set(vars(Sampling())) <= {action.dest for action in commands.choices["generate"]._actions}
 
 

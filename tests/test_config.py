@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 
-from utils.config import PRESETS, KimiConfig, TrainConfig, from_dict
+from utils.config import K2Config, KimiConfig, NanoConfig, TrainConfig, from_dict
 from utils.model import Kimi
+from utils.presets import PRESETS
 
 
 def test_nano_is_the_published_size():
-    config = KimiConfig.nano(8000)
-    shown = [f.name for f in dataclasses.fields(config) if f.metadata.get("only") != "k2"]
-    assert {name: getattr(config, name) for name in shown} == {
+    assert dataclasses.asdict(KimiConfig.nano(8000)) == {
         "vocab_size": 8000, "architecture": "nano", "block_size": 256, "d_model": 512, "n_heads": 8, "n_layers": 6,
         "d_ff": 1024, "n_experts": 4, "top_k": 2, "dropout": 0.1, "balance_coef": 0.01,
     }  # fmt: skip
@@ -23,7 +22,7 @@ def test_nano_is_the_published_size():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"vocab_size": 1}, "KimiConfig.vocab_size is 1, it must be a whole number, 2 or more"),
+        ({"vocab_size": 1}, "NanoConfig.vocab_size is 1, it must be a whole number, 2 or more"),
         ({"n_layers": 0}, "n_layers is 0"),
         ({"n_layers": 2.0}, "n_layers is 2.0, it must be a whole number"),
         ({"n_heads": True}, "n_heads is True"),
@@ -45,7 +44,7 @@ def test_k2_is_the_published_size():
         "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
         "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "norm_eps": 1e-6, "rope_theta": 50_000.0,
         "yarn_factor": 32.0, "yarn_beta_fast": 1.0, "yarn_beta_slow": 1.0, "yarn_original": 4096,
-        "block_size": 131_072, "dropout": 0.0, "bias_rate": 0.001, "balance_coef": 0.0,
+        "block_size": 131_072, "bias_rate": 0.001, "balance_coef": 0.0,
     }  # fmt: skip
     assert KimiConfig.k2().qk_head_dim == 192
 
@@ -63,7 +62,7 @@ def test_deepseek_v3_differs_from_k2_where_the_reports_say():
     "changes, message",
     [
         ({"architecture": "k3"}, "KimiConfig.architecture is 'k3', it must be one of nano, k2"),
-        ({"dropout": 0.1}, "dropout is 0.1, it must be 0: k2 has none"),
+        ({"vocab_size": 0}, "K2Config.vocab_size is 0, it must be a whole number, 2 or more"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7, it must be even"),
         ({"first_k_dense": 4}, r"first_k_dense is 4, it must be below n_layers \(4\)"),
         ({"first_k_dense": -1}, "first_k_dense is -1, it must be a whole number, 0 or more"),
@@ -84,22 +83,37 @@ def test_deepseek_v3_differs_from_k2_where_the_reports_say():
         ({"n_group": 8}, r"n_group is 8, it must be a divisor of n_experts \(8\) that leaves 2 or more in each"),
         ({"n_group": 2, "topk_group": 3}, r"topk_group is 3, it must be at most n_group \(2\)"),
         ({"n_group": 4, "top_k": 3}, r"topk_group is 1, it must be groups with at least top_k \(3\) experts in all"),
-        ({"topk_group": 2}, "topk_group is 2, it must be 1 with one group"),
+        ({"topk_group": 2}, r"topk_group is 2, it must be at most n_group \(1\)"),
     ],
 )
 def test_an_impossible_k2_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        KimiConfig(100, **{"architecture": "k2", "n_layers": 4, "n_experts": 8, "dropout": 0.0, **changes})
+        KimiConfig(**{"vocab_size": 100, "architecture": "k2", "n_layers": 4, "n_experts": 8, "top_k": 2, **changes})
 
 
 def test_what_only_k2_has_is_an_error_elsewhere():
-    only = [f for f in dataclasses.fields(KimiConfig) if f.metadata.get("only") == "k2"]
-    assert len(only) > 10
-    for f in only:
-        with pytest.raises(
-            ValueError, match=f"KimiConfig.{f.name} is {2 * f.default + 2!r}, it must be left out: only"
-        ):
-            KimiConfig.nano(100, **{f.name: 2 * f.default + 2})
+    nano, k2 = ({f.name for f in dataclasses.fields(config)} for config in (NanoConfig, K2Config))
+    assert len(k2 - nano) > 10 and nano - k2 == {"dropout"}
+    for name in k2 - nano:
+        for make in (KimiConfig.nano, KimiConfig):
+            with pytest.raises(ValueError, match=f"NanoConfig has no field '{name}', its fields are vocab_size, arch"):
+                make(100, **{name: getattr(KimiConfig.k2_mini(100), name)})
+
+
+def test_what_only_nano_has_is_an_error_elsewhere():
+    for make in (KimiConfig.k2_mini, KimiConfig.k2, lambda vocab_size, **more: KimiConfig(vocab_size, "k2", **more)):
+        with pytest.raises(ValueError, match="K2Config has no field 'dropout', its fields are vocab_size, architectu"):
+            make(100, dropout=0.0)
+
+
+def test_a_config_is_of_its_architectures_class_and_of_no_other():
+    assert type(KimiConfig(100)) is type(KimiConfig(100, "nano")) is type(KimiConfig.nano(100)) is NanoConfig
+    assert type(KimiConfig(100, "k2")) is type(KimiConfig(100, architecture="k2")) is K2Config
+    assert KimiConfig(100, "k2") == KimiConfig.k2_mini(100) == K2Config(100)
+    with pytest.raises(ValueError, match=r"K2Config\.architecture is 'nano', it must be k2"):
+        K2Config(100, "nano")
+    with pytest.raises(ValueError, match=r"NanoConfig\.architecture is 'k2', it must be nano"):
+        NanoConfig(100, architecture="k2")
 
 
 def test_a_small_k2_keeps_the_shape_of_the_large_one():
@@ -136,12 +150,14 @@ def test_an_impossible_run_is_named(changes, message):
 
 
 def test_configs_are_frozen_and_know_their_fields():
-    config = KimiConfig.nano(100)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.d_model = 8
-    assert from_dict(KimiConfig, dataclasses.asdict(config)) == config
-    with pytest.raises(ValueError, match="KimiConfig has no field 'heads'"):
-        from_dict(KimiConfig, {"vocab_size": 5, "heads": 2})
+    for config in (KimiConfig.nano(100), KimiConfig.k2_mini(100)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config.d_model = 8
+        assert from_dict(KimiConfig, dataclasses.asdict(config)) == config
+        with pytest.raises(ValueError, match=f"{type(config).__name__} has no field 'heads'"):
+            from_dict(KimiConfig, {"vocab_size": 5, "architecture": config.architecture, "heads": 2})
+    with pytest.raises(ValueError, match="TrainConfig has no field 'epochs'"):
+        from_dict(TrainConfig, {"epochs": 2})
 
 
 @pytest.mark.parametrize("architecture", PRESETS)

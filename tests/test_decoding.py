@@ -7,11 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import TINY_MODELS, every_architecture, random_tokens
-from utils.attention import FixedKVCache
-from utils.decoding import Decoder, with_matrices_in
+from utils.decoding import Decoder
+from utils.fast.decoding import RepeatedStep, StaticKVCache
 from utils.generation import generate
-from utils.model import count_parameters
+from utils.model import count_parameters, eval_view
 from utils.moe import SigmoidRouter
+from utils.record import Record
 from utils.tokenizer import WordTokenizer
 
 PIECES = [5, 1, 3, 1, 1, 1, 1, 1, 1, 1]  # of the 16 positions of a block
@@ -50,6 +51,13 @@ def all_same_bits(before, model):
     )
 
 
+def shares_every_tensor(view, model):
+    ours, theirs = ([*m.named_parameters(), *m.named_buffers()] for m in (view, model))
+    return [name for name, _ in ours] == [name for name, _ in theirs] and all(
+        a is b for (_, a), (_, b) in zip(ours, theirs, strict=True)
+    )
+
+
 # Numbers
 
 
@@ -57,7 +65,7 @@ def all_same_bits(before, model):
 def test_a_decoder_in_fp32_gives_the_logits_of_the_model_at_every_position(architecture):
     model, tokens = TINY_MODELS[architecture]().eval(), random_tokens(3, 16)
     decoder = Decoder(model, "fp32")
-    assert decoder.model is model and decoder.number_format == "fp32"
+    assert shares_every_tensor(decoder.model, model) and decoder.number_format == "fp32"
     expected = model(tokens)[:, ends()].transpose(0, 1)
     got = decoded(decoder, tokens)
     assert got.dtype == torch.float32 and got.std() > 0.3
@@ -104,7 +112,7 @@ def test_what_follows_does_not_count_without_a_gradient():
 @every_architecture
 def test_matrices_are_in_bf16_and_all_else_is_shared(architecture):
     model = TINY_MODELS[architecture]()
-    copied = with_matrices_in(model, torch.bfloat16)
+    copied = eval_view(model, torch.bfloat16)
     assert copied is not model and type(copied) is type(model)
     parts, originals = copied.state_dict(), model.state_dict()
     assert parts.keys() == originals.keys()
@@ -130,7 +138,7 @@ def test_matrices_are_in_bf16_and_all_else_is_shared(architecture):
 def test_the_routing_of_k2_is_that_of_the_model():
     """Its gates compute in fp32 in training as well: the copy must not choose other experts."""
     model = TINY_MODELS["k2"]().eval()
-    copied = with_matrices_in(model, torch.bfloat16)
+    copied = eval_view(model, torch.bfloat16)
     x = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
     for router, original in zip(copied.routers(), model.routers(), strict=True):
         assert isinstance(router, SigmoidRouter)
@@ -141,16 +149,18 @@ def test_the_routing_of_k2_is_that_of_the_model():
 
 @every_architecture
 def test_a_model_in_the_middle_of_its_training_can_be_copied(architecture):
-    """Its routers then hold a loss that is part of a graph, which cannot be copied."""
-    model, tokens = TINY_MODELS[architecture](), random_tokens(2, 9)
-    loss = model.loss(tokens[:, :-1], tokens[:, 1:])
-    assert model.balance_loss().requires_grad
-    before = remembered(model)
+    """The graph of its loss, the weights' gradients and the record of its step stay as they were."""
+    model, tokens, record = TINY_MODELS[architecture](balance_coef=0.01), random_tokens(2, 9), Record()
     model.train()
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:], record)
+    balance_loss, load = record.balance_loss(), record.expert_load()
+    assert balance_loss.requires_grad
+    before = remembered(model)
     decoder = Decoder(model, "bf16")
     got = decoder(tokens)
     assert model.training and not decoder.model.training
-    (loss + model.balance_loss()).backward()  # the graph is still whole
+    assert record.balance_loss() == balance_loss and torch.equal(record.expert_load(), load)
+    (loss + balance_loss).backward()  # the graph is still whole
     assert all(p.grad is not None and p.dtype == torch.float32 for p in model.parameters())
     assert all_same_bits(before, model)
     again = Decoder(model, "bf16")(tokens)  # with gradients there
@@ -160,17 +170,39 @@ def test_a_model_in_the_middle_of_its_training_can_be_copied(architecture):
 def test_training_goes_on_as_if_nobody_had_decoded():
     weights = []
     for decodes in (False, True):
-        model, tokens = TINY_MODELS["k2"](), random_tokens(2, 9)
+        model, tokens = TINY_MODELS["k2"](balance_coef=0.01), random_tokens(2, 9)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(2):
             model.train()
-            (model.loss(tokens[:, :-1], tokens[:, 1:]) + model.balance_loss()).backward()
+            record = Record()
+            (model.loss(tokens[:, :-1], tokens[:, 1:], record) + record.balance_loss()).backward()
             if decodes:
                 Decoder(model, "bf16")(tokens)
             optimizer.step()
-            model.end_step_()
+            model.end_step_(record)
         weights.append(model.state_dict())
     assert all(torch.equal(t, weights[1][name]) for name, t in weights[0].items())
+
+
+@every_architecture
+@pytest.mark.parametrize("number_format", ["fp32", "bf16"])
+def test_decoding_leaves_the_model_in_its_mode(architecture, number_format):
+    model = TINY_MODELS[architecture]()
+    for mode in (True, False):
+        model.train(mode)
+        decoder = Decoder(model, number_format)
+        decoder(random_tokens(1, 3))
+        assert {part.training for part in model.modules()} == {mode}
+        assert {part.training for part in decoder.model.modules()} == {False}
+
+
+def test_what_the_model_learns_a_decoder_in_fp32_knows():
+    model, tokens = TINY_MODELS["k2"]().eval(), random_tokens(1, 6)
+    decoder = Decoder(model, "fp32")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    torch.testing.assert_close(decoder(tokens), model(tokens)[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_tokenizer_is_not_copied():
@@ -192,7 +224,7 @@ def test_a_small_model_stays_in_fp32_on_a_cpu(architecture, speedup, monkeypatch
     measured(monkeypatch, speedup)
     model = TINY_MODELS[architecture]()
     decoder = Decoder(model)
-    assert decoder.number_format == "fp32" and decoder.model is model
+    assert decoder.number_format == "fp32" and shares_every_tensor(decoder.model, model)
 
 
 @pytest.mark.parametrize("speedup, expected", [(0.5, "fp32"), (4.0, "bf16")])
@@ -277,27 +309,46 @@ def test_a_story_in_bf16_is_a_story(architecture):
     assert all_same_bits(before, model)
 
 
-class Repeats:
-    """Stands for a recorded CUDA graph: does the step again on the same tensors."""
+# The repeated step
 
-    def __init__(self, decoder, forbidden):
-        self.decoder, self.forbidden = decoder, forbidden
+
+class Repeats:
+    """Stands for a recorded CUDA graph: does the step again and leaves the results in the same tensors."""
+
+    def __init__(self, step, forbidden):
+        self.step, self.forbidden = step, forbidden
 
     def replay(self):
-        lengths = [layer.length for layer in self.decoder.cache]
-        for layer in self.decoder.cache:
+        lengths = [layer.length for layer in self.step.caches]
+        for layer in self.step.caches:
             layer.length = self.forbidden  # a graph knows nothing of Python's numbers
-        self.decoder._result.copy_(self.decoder._logits(self.decoder._tokens))
-        for layer, length in zip(self.decoder.cache, lengths, strict=True):
+        logits, record = self.step.compute(self.step.tokens)
+        kept_logits, kept = self.step.result
+        kept_logits.copy_(logits)
+        for i, layer in record.layers.items():
+            if layer.chosen is not None:
+                kept.layers[i].chosen.copy_(layer.chosen)
+        for layer, length in zip(self.step.caches, lengths, strict=True):
             layer.length = length
+
+
+class RepeatedWithoutGraph(RepeatedStep):
+    """A RepeatedStep whose recording computes the step once, at the tokens that it begins with."""
+
+    recordings = 0
+
+    def _record(self):
+        self.recordings += 1
+        self.result = self.compute(self.tokens)
+        self.graph = Repeats(self, forbidden=1)
 
 
 def repeating_decoder(model):
     """A Decoder as it is on a GPU, but for the recording."""
     decoder = Decoder(model)
-    decoder.position = torch.zeros(1, dtype=torch.long)
-    decoder.cache = [FixedKVCache(layer.capacity, decoder.position) for layer in decoder.cache]
-    decoder._record = lambda: (Repeats(decoder, forbidden=1), torch.zeros(2, 50))
+    position = torch.zeros(1, dtype=torch.long)
+    decoder.cache = [StaticKVCache(layer.capacity, position) for layer in decoder.cache]
+    decoder._repeated = RepeatedWithoutGraph(decoder._read, decoder.cache, position)
     return decoder
 
 
@@ -307,18 +358,38 @@ def test_a_repeated_step_gives_the_logits_of_the_whole_text(architecture, prefil
     model, tokens = TINY_MODELS[architecture]().eval(), random_tokens(2, 16)
     expected, decoder = model(tokens), repeating_decoder(model)
     torch.testing.assert_close(decoder(tokens[:, :prefill]), expected[:, prefill - 1], atol=1e-4, rtol=1e-4)
+    assert decoder._repeated.recordings == 0
+    earlier = []
     for i in range(prefill, 16):
         logits = decoder(tokens[:, i : i + 1])
         torch.testing.assert_close(logits, expected[:, i], atol=1e-4, rtol=1e-4)
         assert decoder.length == i + 1
+        earlier.append((logits, logits.clone()))
+    assert decoder._repeated.recordings == 1
+    assert all(torch.equal(logits, as_it_was) for logits, as_it_was in earlier)  # no later step wrote over them
     with pytest.raises(ValueError, match="17 positions were asked for, the block size is 16"):
         decoder(tokens[:, :1])
 
 
 @every_architecture
+@pytest.mark.parametrize("make", [Decoder, repeating_decoder])
+def test_a_decoders_record_has_the_experts_that_its_tokens_chose(architecture, make):
+    model, tokens, whole = TINY_MODELS[architecture]().eval(), random_tokens(2, 16), Record()
+    model(tokens, record=whole)
+    decoder, start = make(model), 0
+    for piece in tokens.split(PIECES, dim=1):
+        record, end = Record(), start + piece.shape[1]
+        decoder(piece, record)
+        for i in model.layers_with_experts():
+            assert torch.equal(record.layers[i].chosen, whole.layers[i].chosen[:, start:end])
+        assert {layer.max_logits for layer in record.layers.values()} == {None}
+        start = end
+
+
+@every_architecture
 def test_the_shapes_of_a_repeated_step_are_those_of_every_other(architecture, monkeypatch):
     """Or a CUDA graph could not repeat it."""
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: "tiles")  # as on a GPU
+    monkeypatch.setattr("utils.fast.experts.pick_backend", lambda x, dtype: "tiles")  # as on a GPU
 
     class Shapes(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -330,8 +401,9 @@ def test_the_shapes_of_a_repeated_step_are_those_of_every_other(architecture, mo
     decoder(tokens[:, :3])
     for i in range(3, 12):
         seen = []
-        decoder.position.fill_(i)
+        decoder._repeated.position.fill_(i)
         with torch.inference_mode(), Shapes():
-            decoder._logits(tokens[:, i : i + 1])
+            decoder._repeated.compute(tokens[:, i : i + 1])
         steps.append(seen)
+    assert len(steps[0]) > 50
     assert all(step == steps[0] for step in steps)

@@ -15,9 +15,9 @@ import torch
 
 from tests.helpers import storyteller
 from tests.test_runner import QueueKernel
-from utils.demo import EXAMPLES, WIDGET_VIEW, StoryDemo, story_demo
 from utils.generation import generate
-from utils.reading import Reading
+from utils.panel.demo import EXAMPLES, WIDGET_VIEW, StoryDemo, story_demo
+from utils.panel.reading import Reading
 
 TEXT = (
     "Once upon a time, there was a cat. \"Hello!\" her mom said. The dogs' ball isn't big - it is 3.5. "
@@ -185,7 +185,7 @@ def test_what_the_reader_sees_is_the_story(model, panel):
 
 
 def test_a_story_grows_while_it_is_told(model, panel, monkeypatch):
-    monkeypatch.setattr("utils.demo.EVERY", -1.0)
+    monkeypatch.setattr("utils.panel.demo.EVERY", -1.0)
     pictures = []
 
     def look(i):
@@ -202,8 +202,8 @@ def test_a_story_grows_while_it_is_told(model, panel, monkeypatch):
 
 
 def test_pictures_come_no_faster_than_they_can_be_seen(panel, monkeypatch):
-    monkeypatch.setattr("utils.demo.time.monotonic", iter(range(100, 10_000)).__next__)  # a second for each look
-    monkeypatch.setattr("utils.demo.EVERY", 7.0)
+    monkeypatch.setattr("utils.panel.demo.time.monotonic", iter(range(100, 10_000)).__next__)  # a second for each look
+    monkeypatch.setattr("utils.panel.demo.EVERY", 7.0)
     pictures = []
     watch(monkeypatch, lambda _: pictures.append(panel.columns[0].text.value))
     press(panel.generate)
@@ -441,7 +441,7 @@ def test_colouring_changes_colours_and_nothing_else(panel):
 
 
 def test_a_growing_story_has_its_colours_already(panel, monkeypatch):
-    monkeypatch.setattr("utils.demo.EVERY", -1.0)
+    monkeypatch.setattr("utils.panel.demo.EVERY", -1.0)
     for colouring in panel.colouring._options_values:
         panel.colouring.value = colouring
         press(panel.generate)
@@ -613,8 +613,8 @@ def test_a_place_that_cannot_be_written_to_is_told(panel, here, tmp_path):
     "control, value, message",
     [
         ("also_at", "0.3, <b>warm", "'0.3, <b>warm' must be numbers with commas between, such as 0.3, 1.2"),
-        ("also_at", "-1", "temperature is -1.0, it must be 0 or more"),
-        ("also_at", "nan", "temperature is nan"),
+        ("also_at", "-1", "Sampling.temperature is -1.0, it must be 0 or more"),
+        ("also_at", "nan", "Sampling.temperature is nan"),
         ("prompt", "cat " * 30, "the prompt has 30 tokens, the model's block takes at most 24"),
     ],
 )

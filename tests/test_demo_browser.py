@@ -12,9 +12,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debi
 
 # An untrained model ends a story by chance alone, and with this seed not for a thousand words: time to stop it.
 CODE = """
-from utils.config import PRESETS, KimiConfig
-from utils.demo import story_demo
+from utils.config import KimiConfig
 from utils.model import Kimi
+from utils.panel.demo import story_demo
+from utils.presets import PRESETS
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
 

@@ -7,7 +7,7 @@ import pytest
 from jupyter_client import KernelManager
 
 from tests.test_demo_browser import CODE
-from utils.colab import HOME
+from utils.course.colab import HOME
 
 IDS = "print(*[w.comm.comm_id for w in (demo.generate, demo.stop, demo.status, demo.columns[0].text)])"
 

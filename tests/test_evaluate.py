@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from tests.helpers import tiny_model
+from tests.helpers import tiny_k2_model, tiny_model
+from utils.course.watch import look
 from utils.data import TokenData
-from utils.evaluate import evaluate, look, repetition, tell_stories, validation_loss
-from utils.generation import generate, next_token_probabilities
+from utils.evaluate import evaluate, repetition, validation_loss
+from utils.generation import generate, next_token_probabilities, tell_stories
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
 
@@ -75,6 +76,22 @@ def test_the_loss_does_not_depend_on_how_windows_are_batched(model):
     assert max(losses) - min(losses) < 1e-4
 
 
+@pytest.mark.parametrize("favourites, expected", [(2, 6 / 8), (3, 5 / 8), (8, 0.0)])
+def test_experts_that_no_validation_token_went_to_are_counted(favourites, expected):
+    model = tiny_k2_model(len(TOK), block_size=64)
+    model.tokenizer = TOK
+    for router in model.routers():
+        router.expert_bias.zero_()[:favourites] = 100.0  # two of these are chosen for every token
+    assert evaluate(model, DATA, n_stories=1).dead_experts == pytest.approx(expected)
+
+
+def test_measuring_leaves_the_model_in_its_mode(model):
+    for mode in (True, False):
+        model.train(mode)
+        evaluate(model, DATA, n_stories=1)
+        assert {part.training for part in model.modules()} == {mode}
+
+
 def test_a_look_tells_stories_and_weighs_her_against_his(model):
     found = look(model, n_stories=3)
     assert json.loads(json.dumps(found)) == found  # plain values: they go into the history of a run
@@ -87,5 +104,6 @@ def test_a_look_tells_stories_and_weighs_her_against_his(model):
 
 
 def test_a_look_counts_coherent_stories(model, monkeypatch):
-    monkeypatch.setattr("utils.evaluate.tell_stories", lambda *a, **k: [STORIES[0].lower(), "Once upon a time, no."])
+    told = [STORIES[0].lower(), "Once upon a time, no."]
+    monkeypatch.setattr("utils.course.watch.tell_stories", lambda *a, **k: told)
     assert look(model, n_stories=2)["coherent"] == 0.5

@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
-from tests.form import LESSONS, Exercise, Lesson
-from utils.checks.verdict import Mistake, check, expect, expect_tensor
+from tests.lessons import LESSONS, Exercise, Lesson
+from utils.course.checks.verdict import Mistake, check, expect, expect_tensor
 
 EXERCISES = [(lesson, exercise) for lesson in LESSONS for exercise in lesson.exercises()]
 NAMES = [f"{lesson.name}-{exercise.name}" for lesson, exercise in EXERCISES]

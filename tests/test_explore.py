@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pytest
 
-from utils.explore import WIDGET_VIEW, Explorer
+from utils.panel.explore import WIDGET_VIEW, Explorer
 
 
 def line(height: float, title: str = "a line") -> plt.Figure:

@@ -122,7 +122,7 @@ def test_a_seed_repeats_a_story_and_no_seed_does_not(model):
 
 def test_the_draws_follow_the_probabilities(model):
     tokens = torch.tensor([model.tokenizer.encode("the cat")]).expand(4000, -1)
-    drawn, p = next(sample(Decoder(model), tokens, Sampling(1.0), torch.Generator().manual_seed(0)))
+    drawn, p, _ = next(sample(Decoder(model), tokens, Sampling(1.0), torch.Generator().manual_seed(0)))
     share = torch.bincount(drawn, minlength=p.shape[1]) / len(drawn)
     assert (share - p[0]).abs().max() < 0.03
     torch.testing.assert_close(p[0], next_token_probabilities(model, "the cat"))
@@ -133,7 +133,7 @@ def test_a_decoder_that_was_used_before_makes_no_difference(model):
     expected = generate(model, "the cat", 5, temperature=1.0, seed=0, stop_at_eos=False)
     for _ in range(2):
         choices = sample(decoder, tokens, Sampling(1.0), torch.Generator().manual_seed(0))
-        told = [next(choices)[0].item() for _ in range(5)]
+        told = [next(choices).tokens.item() for _ in range(5)]
         assert told == model.tokenizer.encode(expected)[2:]
 
 
@@ -198,6 +198,7 @@ def test_a_prompt_without_a_known_word_says_so_and_starts_a_story(model):
         ({"min_p": -1}, "min_p is -1"),
         ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9, it must be 1 or more"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"heat": 2.0}, "Sampling has no field 'heat', its fields are temperature, top_k"),
         ({"prompt": "cat " * 17}, "the prompt has 17 tokens, the model's block takes at most 16"),
     ],
 )

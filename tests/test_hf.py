@@ -4,8 +4,10 @@ Weights are drawn wide, norms and router biases at random, so that no part of th
 """
 
 import contextlib
+import copy
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -27,7 +29,7 @@ from tests.helpers import random_tokens, tiny_model
 from utils.config import KimiConfig
 from utils.decoding import Decoder
 from utils.generation import Sampling, generate, sample
-from utils.hf import DEFAULTS, FIELDS, FIXED, export_hf, import_hf
+from utils.hf import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN_FIXED, export_hf, import_hf
 from utils.model import Kimi, count_parameters
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
@@ -439,7 +441,7 @@ def test_the_head_for_later_tokens_is_left_out(tmp_path):
          "truncate is False in .*, it must be True"),
         (dict(rope_scaling="yarn"), "rope_scaling is 'yarn', it must be a JSON object"),
         (dict(n_group=3), r"config\.json describes no model .*n_group is 3, it must be a divisor"),
-        (dict(topk_group=2), "topk_group is 2, it must be 1"),
+        (dict(topk_group=2), r"topk_group is 2, it must be at most n_group \(1\)"),
         (dict(first_k_dense_replace=4), "first_k_dense is 4, it must be below n_layers"),
         (dict(hidden_size="64"), "d_model is '64', it must be a whole number"),
         (dict(kimi_k2_from_scratch={"speed": 1}), "has no field 'speed'"),
@@ -460,6 +462,57 @@ def test_null_means_no_latent_for_queries_but_all_heads_for_keys(tmp_path):
     file.write_text(file.read_text().replace('"q_lora_rank": 40', '"q_lora_rank": null'))
     with pytest.raises(ValueError, match="q_lora_rank is None, it must be a whole number"):
         import_hf(tmp_path)
+
+
+WRONG = (None, "1", 1.5, -1, True, [], {}, math.nan)
+SECOND = ("num_nextn_predict_layers", "num_mtp_layers")
+PLACES = [
+    *((name,) for name in (
+        *FIELDS.values(), *FIXED, *SECOND, "architectures", "model_type", "dtype", "quantization_config",
+        "num_key_value_heads", "bos_token_id", "eos_token_id", "rope_theta", "rope_parameters", "rope_scaling", OWN,
+    )),
+    *(("rope_scaling", name) for name in (
+        "type", "rope_type", "rope_theta", *YARN.values(), *YARN_FIXED, "attention_factor", "truncate",
+    )),
+    *((OWN, name) for name in OWN_FIELDS),
+]  # fmt: skip
+TAKEN = [("routed_scaling_factor", 1.5), ("rms_norm_eps", 1.5), *((name, None) for name in SECOND)]  # the right ones
+
+
+@pytest.fixture(scope="module")
+def yarn_folder(tmp_path_factory):
+    """A model with every field that a config.json of ours can have, and its config.json."""
+    folder = tmp_path_factory.mktemp("yarn")
+    export_hf(random_model("YaRN of Kimi K2"), folder)
+    state = json.loads((folder / "config.json").read_text())
+    written = [(name,) for name in state]
+    written += [(part, name) for part in ("rope_scaling", OWN) for name in state[part]]
+    assert set(written) <= set(PLACES)
+    return folder, state
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_whatever_stands_in_a_field_gives_a_model_or_one_sentence_that_names_it(yarn_folder, place):
+    folder, state = yarn_folder
+    field = place[-1]
+    names = {field, *(ours for ours, theirs in (FIELDS | YARN).items() if theirs == field)}
+    if field == "type":
+        names.add("rope_type")
+    instead = {"type": "rope_type", "num_mtp_layers": "num_nextn_predict_layers"}  # what goes before it
+    for value in WRONG:
+        changed = copy.deepcopy(state)
+        part = changed[place[0]] if len(place) == 2 else changed
+        part[field] = value
+        part.pop(instead.get(field), None)
+        (folder / "config.json").write_text(json.dumps(changed))
+        try:
+            import_hf(folder)
+        except ValueError as error:
+            assert names & set(re.findall(r"\w+", str(error))), f"{value!r}: {error}"
+            assert len(str(error).splitlines()) == 1 and (field, value) not in TAKEN, f"{value!r}: {error}"
+        else:
+            must_be_right = field in (*FIELDS.values(), *SECOND)
+            assert not must_be_right or (field, value) in TAKEN, f"{value!r} was taken for a number"
 
 
 DOWN = "model.layers.1.mlp.experts.3.down_proj.weight"

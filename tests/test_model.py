@@ -1,4 +1,4 @@
-"""The whole model: its parts in the right order, its loss, its parameters; RMSNorm and the loss in chunks."""
+"""The whole model: its parts in the right order, its loss, its parameters, its view for evaluation; RMSNorm."""
 
 import copy
 import math
@@ -7,13 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_config, tiny_k2_model
+from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_config, tiny_k2_model, tiny_model
+from utils import loss as textbook_loss
 from utils.attention import MultiHeadLatentAttention
 from utils.config import KimiConfig
-from utils.loss import CHUNK, chunked_cross_entropy
-from utils.model import Kimi, count_parameters, training_flops
+from utils.cost import training_flops
+from utils.fast import loss as fast_loss
+from utils.fast.loss import CHUNK
+from utils.model import Dropout, Kimi, count_parameters, eval_view
 from utils.moe import MoE
 from utils.norm import RMSNorm
+from utils.record import Record
 from utils.swiglu import FeedForward
 
 # RMSNorm
@@ -78,8 +82,8 @@ def test_no_gradient_flows_from_a_logit_to_the_future(architecture):
 @pytest.mark.parametrize("vocab_size, d_model", [(300, 32), (1000, 256), (8000, 512)])
 @every_architecture
 def test_the_loss_at_birth_is_that_of_a_uniform_guess(architecture, vocab_size, d_model):
-    kind = KimiConfig.nano if architecture == "nano" else KimiConfig.k2_mini
-    model = Kimi(kind(vocab_size, d_model=d_model, n_layers=2, d_ff=64, block_size=32)).eval()
+    config = KimiConfig.small(architecture, vocab_size, d_model=d_model, n_layers=2, d_ff=64, block_size=32)
+    model = Kimi(config).eval()
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randint(vocab_size, (2, 16, 32), generator=generator)
     _, loss = model(x, targets=y)
@@ -108,12 +112,13 @@ def test_the_loss_in_chunks_equals_the_plain_one_with_all_gradients(architecture
         torch.testing.assert_close(chunked, plain, atol=1e-6, rtol=1e-5)  # it sums in fp32
 
 
+@pytest.mark.parametrize("loss", [textbook_loss, fast_loss], ids=["textbook", "fast"])
 @pytest.mark.parametrize("n_tokens", [1, CHUNK - 1, CHUNK, 2 * CHUNK + 3])
-def test_chunks_of_any_number_of_tokens_give_torch_cross_entropy(n_tokens):
+def test_chunks_of_any_number_of_tokens_give_torch_cross_entropy(n_tokens, loss):
     torch.manual_seed(0)
     hidden, weight = torch.randn(n_tokens, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     targets = torch.randint(30, (n_tokens,))
-    plain, chunked = F.cross_entropy(hidden @ weight.T, targets), chunked_cross_entropy(hidden, weight, targets)
+    plain, chunked = F.cross_entropy(hidden @ weight.T, targets), loss.cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(chunked, plain)
     for ours, theirs in zip(
         torch.autograd.grad(3 * chunked, [hidden, weight]),
@@ -144,16 +149,16 @@ def test_parameters_of_the_published_nano_size():
 
 @every_architecture
 def test_every_parameter_gets_a_gradient(architecture):
-    model = TINY_MODELS[architecture](n_experts=2)
-    (model.loss(random_tokens(4, 12), random_tokens(4, 12, seed=1)) + model.balance_loss()).backward()
+    model, record = TINY_MODELS[architecture](n_experts=2, balance_coef=0.01), Record()
+    (model.loss(random_tokens(4, 12), random_tokens(4, 12, seed=1), record) + record.balance_loss()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.count_nonzero() == 0] == []
 
 
 @every_architecture
 def test_a_model_can_be_copied_after_a_step(architecture):
-    model = TINY_MODELS[architecture]()
-    (model.loss(random_tokens(2, 8), random_tokens(2, 8, seed=1)) + model.balance_loss()).backward()
-    model.end_step_()
+    model, record = TINY_MODELS[architecture](balance_coef=0.01), Record()
+    (model.loss(random_tokens(2, 8), random_tokens(2, 8, seed=1), record) + record.balance_loss()).backward()
+    model.end_step_(record)
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(random_tokens(1, 8)), model.eval()(random_tokens(1, 8)))
 
@@ -193,13 +198,14 @@ def test_the_likeliest_tokens_are_the_same_with_the_cache(architecture):
 @pytest.mark.parametrize("norm_eps", [1e-6, 0.3])
 def test_a_k2_block_adds_to_the_stream_what_its_normed_parts_say(norm_eps):
     model, tokens = tiny_k2_model(norm_eps=norm_eps).eval(), random_tokens(1, 6)
-    x, block = model.embedding(tokens), model.blocks[1]
-    middle = x + block.attention(F.rms_norm(x, (32,), block.attention_norm.weight, norm_eps))
+    block = model.blocks[1]
+    x, angles = model.positions(model.embedding(tokens), torch.arange(6))
+    middle = x + block.attention(F.rms_norm(x, (32,), block.attention_norm.weight, norm_eps), angles)
     expected = middle + block.ffn(F.rms_norm(middle, (32,), block.ffn_norm.weight, norm_eps))
-    torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(block(x, angles), expected, atol=1e-4, rtol=1e-4)
     stream = x
     for block in model.blocks:
-        stream = block(stream)
+        stream = block(stream, angles)
     expected = F.rms_norm(stream, (32,), model.norm.weight, norm_eps) @ model.head.weight.T
     torch.testing.assert_close(model(tokens), expected, atol=1e-4, rtol=1e-4)
 
@@ -216,11 +222,13 @@ def test_the_first_layers_of_k2_are_dense():
 def test_k2_has_none_of_what_it_left_behind():
     """Mistake 22 of public re-implementations: learned positions, LayerNorm, biases, dropout, a tied head."""
     model = tiny_k2_model()
-    assert model.positions is None
+    assert list(model.positions.parameters()) == [] and list(model.positions.buffers()) == []
+    x = model.embedding(random_tokens(1, 5))
+    assert model.positions(x, torch.arange(5))[0] is x  # nothing is added to the embedding
     assert [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)] == []
     assert [m for m in model.modules() if getattr(m, "bias", None) is not None] == []
     assert [name for name, _ in model.named_parameters() if "bias" in name or "position" in name] == []
-    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} <= {0.0}
+    assert [m for m in model.modules() if isinstance(m, torch.nn.Dropout | Dropout)] == []
     assert model.head.weight is not model.embedding.weight
     assert {type(block.attention) for block in model.blocks} == {MultiHeadLatentAttention}
     tokens = random_tokens(2, 9)
@@ -250,15 +258,50 @@ def test_k2_computes_in_bf16_when_asked():
 
 @every_architecture
 def test_the_largest_logits_of_all_layers_are_in_one_table(architecture):
-    model = TINY_MODELS[architecture]()
-    model(random_tokens(2, 9))
-    first = model.max_logits()
+    model, record = TINY_MODELS[architecture](), Record()
+    model(random_tokens(2, 9), record=record)
+    first = record.max_logits()
     assert first.shape == (model.config.n_layers, 4) and first.isfinite().all()
-    model(random_tokens(2, 2, seed=5))
-    assert torch.equal(model.max_logits(), first.maximum(model.max_logits()))  # still the same step
-    model.end_step_()
-    model(torch.zeros(1, 1, dtype=torch.long))
-    assert (model.max_logits() < first).any()
+    model(random_tokens(2, 2, seed=5), record=record)
+    assert torch.equal(record.max_logits(), first.maximum(record.max_logits()))  # still the same step
+    model.end_step_(record)
+    with pytest.raises(ValueError, match="this record's step is over"):
+        model(random_tokens(1, 1), record=record)
+    following = Record()
+    model(torch.zeros(1, 1, dtype=torch.long), record=following)
+    assert (following.max_logits() < first).any()
+
+
+# The same tensors in eval mode
+
+
+def test_a_view_for_evaluation_shares_every_tensor_and_leaves_the_model_in_its_mode():
+    model = tiny_model(dropout=0.5)
+    x, y = random_tokens(2, 9), random_tokens(2, 9, seed=1)
+    view = eval_view(model)
+    assert model.training and not any(part.training for part in view.modules())
+    ours, theirs = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (model, view))
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    assert not torch.equal(view(x), model(x))  # dropout
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)  # what the model learns, the view knows
+    model.loss(x, y).backward()
+    assert torch.equal(view(x), model.eval()(x))
+
+
+@every_architecture
+def test_a_view_in_another_format_has_copies_of_its_matrices_alone(architecture):
+    model = TINY_MODELS[architecture]()
+    view, of_model = eval_view(model, torch.bfloat16), dict(model.named_parameters())
+    for name, p in view.named_parameters():
+        cast = p.ndim > 1 and name not in ("embedding.weight", "positions.weight")
+        cast = cast and not (architecture == "k2" and ".router." in name)  # its scores are in fp32
+        assert p.dtype == (torch.bfloat16 if cast else torch.float32), name
+        assert (p is of_model[name]) != cast
+        assert torch.equal(p, of_model[name].to(p.dtype))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(a is b for a, b in zip(view.buffers(), model.buffers(), strict=True))
 
 
 PUBLISHED = {
@@ -283,7 +326,7 @@ def test_parameters_of_the_published_models(name):
 def test_parameters_of_a_tiny_k2_by_hand():
     config = KimiConfig(
         97, "k2", d_model=64, dense_ff=96, d_ff=32, n_layers=3, n_heads=4, n_experts=8, top_k=2, kv_lora_rank=24,
-        q_lora_rank=40, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=12, dropout=0.0,
+        q_lora_rank=40, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=12,
     )  # fmt: skip
     attention = 64 * 40 + 40 + 40 * 4 * 24 + 64 * (24 + 8) + 24 + 24 * 4 * (16 + 12) + 4 * 12 * 64
     layers = 3 * (attention + 2 * 64) + 3 * 64 * 96 + 2 * (9 * 3 * 64 * 32 + 8 * 64)

@@ -1,10 +1,10 @@
 """AdamW, Muon and gradient clipping against torch's own, Newton-Schulz against its polynomial, MuonClip as a whole."""
 
-import collections
 import copy
 import io
-import itertools
 import math
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +12,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_model, tiny_model
 from utils import muonclip
-from utils.muonclip import AdamW, Muon, MuonClip, clip_gradients_, decay_groups, muon_parameters, newton_schulz
+from utils.config import TrainConfig
+from utils.fast import newton_schulz as fast
+from utils.fast.newton_schulz import orthogonalise
+from utils.muonclip import (
+    AdamW,
+    Muon,
+    MuonClip,
+    clip_gradients_,
+    decay_groups,
+    muon_parameters,
+    newton_schulz,
+    newton_schulz_each,
+)
+from utils.record import Record
+from utils.training import make_optimizer
+
+# what holds for Newton-Schulz holds for the textbook's form and for the one that training takes
+every_form = pytest.mark.parametrize("each", [newton_schulz_each, orthogonalise], ids=["textbook", "fast"])
 
 # AdamW
 
@@ -151,27 +168,32 @@ def check_spectrum(update):
 SHAPES = [(16, 16), (16, 40), (40, 16), (1, 12), (12, 1)]
 
 
+@every_form
 @pytest.mark.parametrize("rows, columns", SHAPES)
-def test_newton_schulz_brings_singular_values_near_one(rows, columns):
+def test_newton_schulz_brings_singular_values_near_one(rows, columns, each):
     g = matrix(torch.logspace(-1.5, 0, min(rows, columns)), rows, columns)
-    check_spectrum(newton_schulz(g))
-    check_spectrum(newton_schulz(g.float()))
+    for update in each([g, g.float()]):
+        check_spectrum(update)
 
 
-def test_cubic_newton_schulz_leaves_small_singular_values_small(monkeypatch):
+@every_form
+def test_cubic_newton_schulz_leaves_small_singular_values_small(each, monkeypatch):
     """Mistake 16 of public re-implementations: five steps of 1.5 s - 0.5 s^3, under which small values hardly grow."""
     monkeypatch.setattr(muonclip, "NEWTON_SCHULZ", (1.5, -0.5, 0.0))
+    monkeypatch.setattr(fast, "COEFFICIENTS", (1.5, -0.5, 0.0))
     with pytest.raises(AssertionError, match=r"singular values from 0\.1"):
-        check_spectrum(newton_schulz(matrix(torch.logspace(-1.5, 0, 16), 16, 40)))
+        check_spectrum(*each([matrix(torch.logspace(-1.5, 0, 16), 16, 40)]))
 
 
+@every_form
 @pytest.mark.parametrize("rows, columns", SHAPES)
-def test_newton_schulz_is_a_polynomial_of_the_singular_values(rows, columns):
+def test_newton_schulz_is_a_polynomial_of_the_singular_values(rows, columns, each):
     g = torch.randn(rows, columns, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(newton_schulz(g), by_singular_values(g), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(*each([g]), by_singular_values(g), atol=1e-9, rtol=1e-9)
 
 
-def test_newton_schulz_of_a_diagonal_matrix_by_hand():
+@every_form
+def test_newton_schulz_of_a_diagonal_matrix_by_hand(each):
     values = []
     for s in (3.0, 0.4, 0.0):
         s = s / (math.sqrt(9.16) + 1e-7)
@@ -179,39 +201,45 @@ def test_newton_schulz_of_a_diagonal_matrix_by_hand():
             s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
         values.append(s)
     g = torch.diag(torch.tensor([3.0, 0.4, 0.0], dtype=torch.double))
-    torch.testing.assert_close(newton_schulz(g), torch.diag(torch.tensor(values, dtype=torch.double)))
+    torch.testing.assert_close(*each([g]), torch.diag(torch.tensor(values, dtype=torch.double)))
 
 
-def test_newton_schulz_knows_neither_the_size_nor_the_side_of_a_matrix():
+@every_form
+def test_newton_schulz_knows_neither_the_size_nor_the_side_of_a_matrix(each):
     g = torch.randn(12, 20, generator=torch.Generator().manual_seed(0))
-    expected = newton_schulz(g)
-    for factor in (1e-3, 1e4):
-        torch.testing.assert_close(newton_schulz(factor * g), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(newton_schulz(g.T), expected.T, atol=1e-5, rtol=0)
-    assert newton_schulz(torch.zeros(3, 4)).count_nonzero() == 0
+    expected, small, large, turned, nothing = each([g, 1e-3 * g, 1e4 * g, g.T, torch.zeros(3, 4)])
+    for update in (small, large):
+        torch.testing.assert_close(update, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned, expected.T, atol=1e-5, rtol=0)
+    assert nothing.count_nonzero() == 0
 
 
-def test_a_tall_matrix_costs_no_more_than_a_wide_one():
+@every_form
+def test_a_tall_matrix_costs_no_more_than_a_wide_one(each):
     flops = []
     for shape in ((4, 100), (100, 4)):
         with FlopCounterMode(display=False) as counter:
-            newton_schulz(torch.ones(shape))
+            each([torch.ones(shape)])
         flops.append(counter.get_total_flops())
     assert flops[0] == flops[1] > 0
 
 
-def test_newton_schulz_of_a_stack_is_that_of_each_matrix():
+@every_form
+def test_newton_schulz_of_a_stack_is_that_of_each_matrix(each):
     stack = torch.randn(3, 2, 7, 10, generator=torch.Generator().manual_seed(0))
     stack[1] *= 100  # no matrix may lend its size to another
-    one_by_one = torch.stack([torch.stack([newton_schulz(g) for g in pair]) for pair in stack])
-    torch.testing.assert_close(newton_schulz(stack), one_by_one, atol=1e-5, rtol=0)
+    one_by_one = torch.stack([newton_schulz(g) for g in stack.flatten(0, 1)]).view(stack.shape)
+    torch.testing.assert_close(*each([stack]), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_newton_schulz_is_for_matrices():
     with pytest.raises(ValueError, match=r"takes matrices, it got a tensor of shape \(7,\)"):
-        newton_schulz(stack[0, 0, :, 0])
+        newton_schulz(torch.ones(7))
 
 
 def test_newton_schulz_in_bf16_gives_the_same_direction_in_the_format_it_got():
     g = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
-    coarse, fine = newton_schulz(g, dtype=torch.bfloat16), newton_schulz(g)
+    (coarse,), fine = orthogonalise([g], torch.bfloat16), newton_schulz(g)
     assert coarse.dtype == torch.float32 and not torch.equal(coarse, fine)
     assert (coarse - fine).norm() < 0.05 * fine.norm()
     assert torch.equal(coarse, coarse.bfloat16().float())
@@ -240,25 +268,33 @@ def under_both(shape, steps, precision=torch.float32, **ours):
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (64, 64), (16, 200)])
+@pytest.mark.parametrize("steps", [1, 10])
 @pytest.mark.parametrize(
-    "steps, dtype, tolerance",
-    [(1, None, 5e-4), (1, torch.bfloat16, 5e-4), (10, None, 1e-3), (10, torch.bfloat16, 2.5e-3)],
+    "each, tolerances",
+    [
+        (newton_schulz_each, {1: 5e-4, 10: 1e-3}),
+        (orthogonalise, {1: 5e-4, 10: 1e-3}),
+        (partial(orthogonalise, dtype=torch.bfloat16), {1: 5e-4, 10: 2.5e-3}),
+    ],
+    ids=["textbook", "fast", "fast in bf16"],
 )
-def test_muon_moves_as_torchs_muon_does(shape, steps, dtype, tolerance):
+def test_muon_moves_as_torchs_muon_does(shape, steps, each, tolerances):
     """torch's computes Newton-Schulz in bf16, so the two agree to its precision."""
-    start, ours, theirs = under_both(shape, steps, dtype=dtype)
+    start, ours, theirs = under_both(shape, steps, orthogonalise=each)
+    tolerance = tolerances[steps]
     move, expected = ours - start, theirs - start
     assert torch.nn.functional.cosine_similarity(move.flatten(), expected.flatten(), dim=0) > 0.999
     assert move.norm() == pytest.approx(expected.norm().item(), rel=0.01)
     assert (ours - theirs).abs().max() < tolerance < 0.1 * expected.abs().max()
 
 
+@every_form
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32)])
 @pytest.mark.parametrize("steps", [1, 10])
-def test_muon_equals_torchs_muon_when_both_orthogonalise_alike(shape, steps, monkeypatch):
+def test_muon_equals_torchs_muon_when_both_orthogonalise_alike(shape, steps, each, monkeypatch):
     """torch's own computes Newton-Schulz in bf16; with it done exactly, all that is around it must agree."""
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", by_singular_values)
-    start, ours, theirs = under_both(shape, steps, precision=torch.double)
+    start, ours, theirs = under_both(shape, steps, precision=torch.double, orthogonalise=each)
     assert (theirs - start).abs().max() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=0)
 
@@ -302,12 +338,13 @@ def test_nesterov_looks_ahead_before_the_orthogonalisation():
         assert torch.linalg.svdvals(update).max() < 1.21
 
 
-def test_each_matrix_of_an_expert_is_its_own():
+@every_form
+def test_each_matrix_of_an_expert_is_its_own(each):
     """Mistake 15 of public re-implementations: experts' stacked weights orthogonalised as one matrix."""
     shape = (3, 2, 10, 16)  # experts, value and gate, F, D
     stacked = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     single = [torch.nn.Parameter(w.clone()) for w in stacked.detach().flatten(0, 1)]
-    optimizers, before = [Muon([stacked], lr=0.1), Muon(single, lr=0.1)], stacked.detach().clone()
+    optimizers, before = [Muon([stacked], lr=0.1, orthogonalise=each), Muon(single, lr=0.1)], stacked.detach().clone()
     for seed in (1, 2):
         stacked.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         for w, g in zip(single, stacked.grad.flatten(0, 1), strict=True):
@@ -321,11 +358,12 @@ def test_each_matrix_of_an_expert_is_its_own():
     assert (stacked.detach() - before).abs().max() > 0.05
 
 
-def test_muon_takes_gradients_of_any_layout_and_leaves_weights_without_one():
+@every_form
+def test_muon_takes_gradients_of_any_layout_and_leaves_weights_without_one(each):
     gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(1)).T
     p, other = torch.nn.Parameter(torch.ones(16, 24)), torch.nn.Parameter(torch.ones(16, 24))
     p.grad = gradient
-    Muon([p, other], lr=0.1).step()
+    Muon([p, other], lr=0.1, orthogonalise=each).step()
     assert torch.equal(other.detach(), torch.ones(16, 24))
     torch.testing.assert_close(p.detach(), 0.99 - 0.1 * 0.2 * math.sqrt(24) * newton_schulz(gradient))
 
@@ -334,12 +372,22 @@ def test_muon_takes_gradients_of_any_layout_and_leaves_weights_without_one():
 def test_the_number_format_of_newton_schulz_can_be_chosen(dtype):
     layer = torch.nn.Linear(24, 16, bias=False)
     gradient = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+    chosen = partial(orthogonalise, dtype=dtype)
+    (expected,), fine = chosen([1.95 * gradient]), newton_schulz(1.95 * gradient)
+    assert torch.allclose(expected, fine, atol=1e-5) == (dtype == torch.float32)
     for make in (lambda **s: Muon(layer.parameters(), **s), lambda **s: MuonClip(layer, clip_norm=None, **s)):
         torch.nn.init.zeros_(layer.weight)
         layer.weight.grad = gradient.clone()
-        make(lr=1.0, dtype=dtype).step()
+        make(lr=1.0, orthogonalise=chosen).step()
         update = layer.weight.detach() / (-0.2 * math.sqrt(24))
-        torch.testing.assert_close(update, newton_schulz(1.95 * gradient, dtype=dtype), atol=1e-5, rtol=0)
+        torch.testing.assert_close(update, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("number_format, in_bf16", [("fp32", False), ("bf16", True), ("fp16", False)])
+def test_a_run_orthogonalises_in_bf16_where_its_matmuls_do(number_format, in_bf16):
+    optimizer = make_optimizer(tiny_k2_model(), TrainConfig(), number_format)
+    (update,) = optimizer.orthogonalise([torch.randn(16, 24, generator=torch.Generator().manual_seed(1))])
+    assert torch.equal(update, update.bfloat16().float()) == in_bf16
 
 
 def test_muon_is_for_matrices():
@@ -357,23 +405,25 @@ def is_for_adamw(name):
 
 
 def backward(model, seed=0):
-    tokens = random_tokens(4, 13, seed=seed)
-    loss = model(tokens[:, :-1], targets=tokens[:, 1:])[1]
+    """The record of a forward pass whose gradients the model then has."""
+    tokens, record = random_tokens(4, 13, seed=seed), Record()
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:], record=record)[1]
     model.zero_grad()
     loss.backward()
-    return loss.item()
+    return record
 
 
 def train(model, optimizer, steps):
     """Losses and largest logits of some steps on one batch."""
     tokens, losses, largest = random_tokens(8, 13), [], []
     for _ in range(steps):
-        loss = model(tokens[:, :-1], targets=tokens[:, 1:])[1]
+        record = Record()
+        loss = model(tokens[:, :-1], targets=tokens[:, 1:], record=record)[1]
         optimizer.zero_grad()
         loss.backward()
-        largest.append(model.max_logits().max().item())
-        optimizer.step()
-        model.end_step_()
+        largest.append(record.max_logits().max().item())
+        optimizer.step(record)
+        model.end_step_(record)
         losses.append(loss.item())
     return losses, largest
 
@@ -421,7 +471,7 @@ def test_muonclip_is_more_than_a_clipped_gradient(architecture):
         strengths = torch.logspace(-1.5, 0, min(rows, columns))
         matrices = [matrix(strengths, rows, columns, seed) for seed in range(p.numel() // (rows * columns))]
         p.grad = torch.stack(matrices).view(p.shape).float()
-    MuonClip(model, lr=0.1, weight_decay=0.0, clip_norm=None).step()
+    MuonClip(model, lr=0.1, weight_decay=0.0, clip_norm=None, tau=math.inf).step()
     for name, p in model.named_parameters():
         update = (before[name] - p.detach()) / 0.1
         if is_for_adamw(name):  # AdamW's first step, as seen through fp32 weights
@@ -430,35 +480,37 @@ def test_muonclip_is_more_than_a_clipped_gradient(architecture):
             check_spectrum(update / (0.2 * math.sqrt(max(p.shape[-2:]))))
 
 
-def by_its_parts(model, lr, weight_decay, tau, clip_first=False):
+def by_its_parts(model, record, lr, weight_decay, tau, clip_first=False):
     """The step of MuonClip, put together from parts that have their own tests; parts of the model are told by name."""
     named = list(model.named_parameters())
+
+    def clip_heads():
+        for block, logits in zip(model.blocks, record.max_logits(), strict=True):
+            block.attention.qk_clip_(logits, tau)
+
     if clip_first:
-        for block in model.blocks:
-            block.attention.qk_clip_(tau)
+        clip_heads()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     Muon([p for name, p in named if not is_for_adamw(name)], lr=lr, weight_decay=weight_decay).step()
     torch.optim.AdamW(
         [p for name, p in named if is_for_adamw(name)], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay
     ).step()
     if not clip_first:
-        for block in model.blocks:
-            block.attention.qk_clip_(tau)
+        clip_heads()
 
 
 @every_architecture
 def test_a_step_clips_gradients_then_updates_then_clips_heads(architecture):
     """Mistake 13 of public re-implementations: heads clipped before the update, or the update itself scaled."""
     models = [TINY_MODELS[architecture]() for _ in range(4)]
-    for model in models:
-        backward(model)
-    tau = models[0].max_logits().median().item()
+    records = [backward(model) for model in models]
+    tau = records[0].max_logits().median().item()
     settings = dict(lr=0.05, weight_decay=0.1)
     optimizer = MuonClip(models[0], tau=tau, **settings)
-    optimizer.step()
-    by_its_parts(models[1], tau=tau, **settings)
-    by_its_parts(models[2], tau=tau, **settings, clip_first=True)
-    by_its_parts(models[3], tau=math.inf, **settings)
+    returned = optimizer.step(records[0])
+    by_its_parts(models[1], records[1], tau=tau, **settings)
+    by_its_parts(models[2], records[2], tau=tau, **settings, clip_first=True)
+    by_its_parts(models[3], records[3], tau=math.inf, **settings)
     ours, right, too_early, without = (dict(model.named_parameters()) for model in models)
     for name, p in ours.items():
         torch.testing.assert_close(p, right[name], atol=1e-6, rtol=1e-5)
@@ -466,7 +518,7 @@ def test_a_step_clips_gradients_then_updates_then_clips_heads(architecture):
     for wrong in (too_early, without):
         assert max((p - wrong[name]).abs().max() for name, p in ours.items()) > 1e-3
     norm = torch.stack([p.grad.norm() for p in ours.values()]).norm().item()
-    assert norm == pytest.approx(1.0, rel=1e-3) and optimizer.grad_norm > 1
+    assert norm == pytest.approx(1.0, rel=1e-3) and returned == optimizer.grad_norm > 1
 
 
 @every_architecture
@@ -482,22 +534,42 @@ def test_clipped_heads_stay_near_tau_where_others_grow(architecture):
     for tau in (3.0, math.inf):
         model = TINY_MODELS[architecture]()
         _, largest[tau] = train(model, MuonClip(model, lr=0.05, weight_decay=0.0, tau=tau), 30)
-    assert min(largest[math.inf][-5:]) > 9
+    assert min(largest[math.inf][-5:]) > 7  # how far they grow depends on the last bits of sums
     assert max(largest[3.0][-20:]) < 5.5  # S is measured before the update that it clips
 
 
 def test_heads_of_a_step_in_micro_batches_are_clipped_by_the_largest_of_them():
     whole, parts = tiny_k2_model(), tiny_k2_model()
-    tokens = random_tokens(4, 13)
-    whole(tokens)
+    tokens, records = random_tokens(4, 13), (Record(), Record())
+    whole(tokens, record=records[0])
     for part in tokens.split(1):
-        parts(part)
-    for model in (whole, parts):
+        parts(part, record=records[1])
+    for model, record in zip((whole, parts), records, strict=True):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-        MuonClip(model, tau=0.5).step()
+        MuonClip(model, tau=0.5).step(record)
+    untouched = tiny_k2_model()
+    assert not torch.equal(untouched.blocks[0].attention.w_q_up.weight, whole.blocks[0].attention.w_q_up.weight)
     for ours, expected in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@every_architecture
+def test_a_step_without_a_record_says_that_no_head_was_clipped(architecture):
+    """All else is updated as if tau were infinite; where tau is, or the model has no heads, there is nothing to say."""
+    models, optimizers = [TINY_MODELS[architecture]() for _ in range(2)], []
+    for model, tau in zip(models, (0.1, math.inf), strict=True):
+        backward(model)
+        optimizers.append(MuonClip(model, tau=tau))
+    with pytest.warns(UserWarning, match=r"QK-Clip did not act, for MuonClip\.step\(\) got no record: give the"):
+        optimizers[0].step()
+    layer = torch.nn.Linear(3, 2)
+    layer(torch.ones(3)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizers[1].step()
+        MuonClip(layer, tau=0.1).step()
+    assert all(torch.equal(p, q) for p, q in zip(*(model.parameters() for model in models), strict=True))
 
 
 @every_architecture
@@ -524,15 +596,15 @@ def test_a_new_rate_holds_for_both_kinds_of_weights():
     model = tiny_k2_model()
     optimizer = MuonClip(model, lr=0.1)
     assert len(optimizer.param_groups) == 2
-    backward(model)
+    record = backward(model)
     before = copy.deepcopy(model.state_dict())
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    optimizer.step()
+    optimizer.step(record)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    optimizer.step()
+    optimizer.step(record)
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad.any())
 
 
@@ -572,17 +644,14 @@ def matrices_with_gradients(seed=0):
     return params
 
 
-def batches_of(params):
-    return list(muonclip._batches_of_a_shape(params, collections.defaultdict(dict)))
-
-
 @pytest.mark.parametrize("numbers", [1, 16 * 24, 2 * 16 * 24, 5 * 16 * 24 - 1, 7 * 16 * 24, 1 << 20])
 def test_how_many_matrices_are_orthogonalised_at_once_changes_no_update(numbers, monkeypatch):
+    """The reference is the textbook, which takes one tensor after the other."""
+    monkeypatch.setattr(fast, "CPU_CACHE", numbers)
     results = []
-    for cache in (1 << 30, numbers):
-        monkeypatch.setattr(muonclip, "CPU_CACHE", cache)
+    for each in (orthogonalise, newton_schulz_each):
         params = matrices_with_gradients()
-        optimizer = Muon(params, lr=0.1)
+        optimizer = Muon(params, lr=0.1, orthogonalise=each)
         optimizer.step()
         for p, other in zip(params, matrices_with_gradients(seed=1), strict=True):
             p.grad = other.grad
@@ -592,46 +661,51 @@ def test_how_many_matrices_are_orthogonalised_at_once_changes_no_update(numbers,
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
 
 
-def test_each_matrix_moves_as_if_it_were_alone_with_its_gradient():
+@every_form
+def test_each_matrix_moves_as_if_it_were_alone_with_its_gradient(each):
     params, before = matrices_with_gradients(), [p.detach().clone() for p in matrices_with_gradients()]
-    Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5, orthogonalise=each).step()
     for p, start in zip(params, before, strict=True):
         direction = by_singular_values(p.grad.double())  # the first look ahead is a multiple of the gradient
         expected = 0.95 * start - 0.1 * 0.2 * math.sqrt(max(p.shape[-2:])) * direction.float()
         torch.testing.assert_close(p.detach(), expected, atol=1e-4, rtol=0)
 
 
+def stacks_of(params):
+    """The gradients as stacks of matrices (S, n, m)."""
+    return [p.grad.reshape(-1, *p.shape[-2:]) for p in params]
+
+
 @pytest.mark.parametrize("numbers", [1, 16 * 24, 4 * 16 * 24, 5 * 16 * 24 - 1, 1 << 20])
-def test_every_matrix_is_in_one_batch_beside_its_own_gradient(numbers, monkeypatch):
-    monkeypatch.setattr(muonclip, "CPU_CACHE", numbers)
-    params = matrices_with_gradients()
-    named = itertools.count(1)
-    expected = {}
-    for p in params:
-        for weight, gradient in zip(*(t.view(-1, *p.shape[-2:]) for t in (p.detach(), p.grad)), strict=True):
-            expected[weight.data_ptr()] = next(named)
-            gradient.fill_(expected[weight.data_ptr()])
-    seen = {}
-    for batch in batches_of(params):
-        assert len({stack.shape[1:] for parts in batch for stack in parts}) == 1, "shapes are mixed"
+def test_every_matrix_is_in_one_batch_beside_others_of_its_shape(numbers, monkeypatch):
+    monkeypatch.setattr(fast, "CPU_CACHE", numbers)
+    stacks, seen = stacks_of(matrices_with_gradients()), []
+    for batch in fast._batches_of_a_shape(stacks):
         assert batch, "an empty batch"
-        together = sum(weight.numel() for weight, _, _ in batch)
-        assert together <= numbers or sum(len(weight) for weight, _, _ in batch) == 1
-        for weight, gradient, momentum in batch:
-            assert weight.shape == gradient.shape == momentum.shape and not momentum.any()
-            for w, g in zip(weight, gradient, strict=True):
-                assert w.data_ptr() not in seen, "a matrix is updated twice"
-                assert g.unique().numel() == 1, "gradients are mixed up"
-                seen[w.data_ptr()] = g[0, 0].item()
-    assert seen == expected
+        assert len({stacks[i].shape[1:] for i, _ in batch}) == 1, "shapes are mixed"
+        parts = [stacks[i][part] for i, part in batch]
+        assert sum(part.numel() for part in parts) <= numbers or sum(map(len, parts)) == 1
+        seen += [(i, j) for i, part in batch for j in range(len(stacks[i]))[part]]
+    assert sorted(seen) == [(i, j) for i, stack in enumerate(stacks) for j in range(len(stack))], "not once each"
+
+
+@pytest.mark.parametrize("numbers", [1, 16 * 24, 4 * 16 * 24, 5 * 16 * 24 - 1, 1 << 20])
+def test_every_direction_comes_back_at_the_place_of_its_gradient(numbers, monkeypatch):
+    monkeypatch.setattr(fast, "CPU_CACHE", numbers)
+    gradients = [p.grad.double() for p in matrices_with_gradients()]
+    for direction, gradient in zip(orthogonalise(gradients), gradients, strict=True):
+        torch.testing.assert_close(direction, by_singular_values(gradient), atol=1e-9, rtol=1e-9)
 
 
 def test_a_cache_that_is_large_enough_takes_all_matrices_of_a_shape_at_once():
-    sizes = sorted(sum(len(weight) for weight, _, _ in batch) for batch in batches_of(matrices_with_gradients()))
+    stacks = stacks_of(matrices_with_gradients())
+    sizes = sorted(sum(len(stacks[i][part]) for i, part in batch) for batch in fast._batches_of_a_shape(stacks))
     assert sizes == [1, 2, 1 + 6 + 6 + 1]
 
 
+@every_form
 @pytest.mark.parametrize("shape", [(5, 9), (4, 5, 9), (2, 3, 9, 5), (3, 1, 6)])
-def test_newton_schulz_of_a_transposed_stack_is_the_transposed_result(shape):
+def test_newton_schulz_of_a_transposed_stack_is_the_transposed_result(shape, each):
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    torch.testing.assert_close(newton_schulz(stack.mT), newton_schulz(stack).mT, atol=1e-10, rtol=1e-10)
+    straight, turned = each([stack, stack.mT])
+    torch.testing.assert_close(turned, straight.mT, atol=1e-10, rtol=1e-10)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.ngrams import ngram_losses
+from utils.course.ngrams import ngram_losses
 
 
 def counted_one_by_one(train, val, vocab_size, order):

@@ -1,17 +1,33 @@
 """The notebooks are whole: executed from top to bottom, in the form that a lesson needs, and true to `utils`."""
 
 import ast
-import importlib
 import re
 
 import nbformat
 import pytest
 
-from tests.form import AS_IN_UTILS, CAPTION, IGNORED, LESSONS
+from tests.lessons import AS_IN_UTILS, CAPTION, IGNORED, LESSONS, Lesson, is_among
 from tests.notebooks import FOLDER, normalise
-from utils.colab import REPOSITORY, first_cell, with_badges
+from utils.course.colab import REPOSITORY, first_cell, with_badges
 
-MODULES = [path.stem for path in sorted((FOLDER.parent / "utils").glob("[a-z]*.py"))]
+UTILS = FOLDER.parent / "utils"
+HOMES = {"tokenizer": ("tokenizer", "detokenizer"), "attention": ("attention", "positions")}  # else one module
+# Numbers of the text that nothing in their notebook shows: to be printed, computed or taken out. None may be added.
+KNOWN = {
+    "01_tokenizer": (
+        "300 | 655 | 3,164 | 6,764 | 413 | 0.41 % | 0.74 % | 1.68 % | 68.2 % | 93.3 % | 0.23 % | 512 | 224 | "
+        "4,954 | 6,584 | 6.2 | 5.16 | 2.25 | 1.46 | 1.05 | 1.13 | 775 | 5.62 | 3.84 | 3.45 | 557 | 160,000"
+    ),
+    "02_attention": "0.06 | 0.66 | 244",
+    "03_moe": "1.269 | 2.538 | 106,496 | 98,304 | 8,192 | 1.39 | 1.15 | 2.08 | 0.46",
+    "04_swiglu": "0.278 | 1.278 | 0.0000001 | 2.25 | 144 | 13,824 | 0.15 | 125 | 3.52 | 3.93",
+    "05_muonclip": (
+        "0.93 | 0.485 | 485 | 10,000 | 100.5 | 1.41 | 1.46 | 1.56 | 900 | 1,800 | 1.38 | 1.37 | 1.33 | 2.30 | 1.58 | "
+        "180,000 | 2.35"
+    ),
+    "06_training": ("0.03 | 3.57 | 3.76 | 65,504 | 7.5 | 700,000 | 0.65 million | 320 | 150 | 128,000"),
+    "07_generation": "476 | 128 | 1.65 | 0.129 | 0.0166 | 0.52 | 0.94 | 0.07",
+}
 every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 
 
@@ -23,7 +39,6 @@ def test_it_is_valid_and_in_the_stored_form(lesson):
     nbformat.validate(notebook)
     assert "widgets" not in notebook.metadata
     assert nbformat.writes(normalise(notebook)).rstrip("\n") + "\n" == text, "run: python -m tests.notebooks"
-    assert len(text) < 500_000
 
 
 @every_lesson
@@ -34,16 +49,9 @@ def test_every_cell_was_executed_in_order_without_an_error(lesson):
 
 
 @every_lesson
-def test_what_nbval_does_not_compare_is_little_and_asserted(lesson):
-    ignored = lesson.tagged(IGNORED)
-    assert len(ignored) <= len(lesson.code) / 4
-    for cell in ignored:
-        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
-
-
-@every_lesson
-def test_no_cell_is_longer_than_a_screen(lesson):
-    assert lesson.lines()[-1] <= 35
+def test_what_nbval_does_not_compare_is_asserted(lesson):
+    for cell in lesson.tagged(IGNORED):
+        assert asserts(cell), cell.source
 
 
 @every_lesson
@@ -56,19 +64,6 @@ def test_it_begins_with_the_one_first_cell_and_a_place_for_its_badge(lesson):
 
 
 @every_lesson
-def test_its_form_is_that_of_a_lesson(lesson):
-    """The measures of good courses; see `python -m tests.form`."""
-    form = lesson.form()
-    assert 40 <= form["cells"] <= 90
-    assert form["lines, median"] <= 7 and form["lines, 90 %"] <= 20
-    assert 1.2 <= form["text : code"] <= 2
-    assert 1500 <= form["words"] <= 3500
-    assert 5 <= form["figures"] <= 12 and form["widgets"] >= 1
-    assert form["predictions"] >= 2 and form["exercises"] >= 3
-    assert "<summary>Why</summary>" in "\n".join(lesson.text)
-
-
-@every_lesson
 def test_it_ends_with_what_a_reader_takes_along(lesson):
     headings = re.findall(r"^#+ (.*)$", "\n".join(lesson.text), re.MULTILINE)
     for wanted in ("What Kimi K2 does differently at scale", "Takeaways", "What we left out", "References"):
@@ -77,35 +72,107 @@ def test_it_ends_with_what_a_reader_takes_along(lesson):
 
 
 @every_lesson
-def test_every_figure_has_a_caption_and_a_fact_that_is_asserted(lesson):
-    """Pictures are not compared by nbval: what they show is said in words and in an assert."""
-    for number, (cell, after) in enumerate(lesson.figures(), 1):
-        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), cell.source
-        caption = CAPTION.match(after)
-        assert caption and int(caption[1]) == number, f"figure {number}: {after[:80]!r}"
+def test_every_figure_is_said_in_words_and_a_fact_of_it_is_asserted(lesson):
+    """Pictures are not compared by nbval. An explorer, which cannot be made without an alt text, needs no caption."""
+    captions = []
+    for cell, after in lesson.figures():
+        assert asserts(cell), cell.source
+        captions.append(CAPTION.match(after))
+        assert captions[-1] or "Explorer(" in cell.source, f"{after[:80]!r} is no caption of\n{cell.source}"
+    numbers = [int(caption[1]) for caption in captions if caption]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def asserts(cell) -> bool:
+    return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))
 
 
 @every_lesson
 def test_what_it_shows_as_final_is_what_utils_has(lesson):
-    """The syntax trees are equal. A name of this chapter's module means the same in the notebook, tagged or not."""
-    home = {**definitions_of(lesson.name.partition("_")[2])}
-    everywhere = {name: tree for module in MODULES for name, tree in definitions_of(module).items()}
+    """The syntax trees are equal. A name of this chapter's modules means the same in the notebook, tagged or not."""
+    chapter = lesson.name.partition("_")[2]
+    home = {name: tree for module in HOMES.get(chapter, (chapter,)) for name, tree in definitions(module)}
+    paths = [path.relative_to(UTILS).with_suffix("") for path in sorted(UTILS.rglob("*.py"))]
+    everywhere = {tree for path in paths for _, tree in definitions(path)}
     shown = [(cell, node) for cell in lesson.tagged(AS_IN_UTILS) for node in defined_in(cell.source)]
     assert shown
     for cell, node in shown:
-        assert ast.dump(node) == everywhere.get(node.name), f"{node.name} is not as in utils:\n{cell.source}"
+        assert ast.dump(node) in everywhere, f"{node.name} is not as in utils:\n{cell.source}"
     for cell in lesson.code:
         for node in defined_in(cell.source):
             assert ast.dump(node) == home.get(node.name, ast.dump(node)), f"{node.name} differs from that of utils"
 
 
-def definitions_of(module: str) -> dict[str, str]:
-    source = importlib.import_module(f"utils.{module}").__loader__.get_source(f"utils.{module}")
-    return {node.name: ast.dump(node) for node in defined_in(source)}
+def definitions(module) -> list[tuple[str, str]]:
+    """Name and syntax tree of each class and function of a file under utils, given without its .py."""
+    return [(node.name, ast.dump(node)) for node in defined_in((UTILS / f"{module}.py").read_text(encoding="utf-8"))]
 
 
 def defined_in(source: str) -> list[ast.stmt]:
     return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+
+
+@every_lesson
+def test_numbers_in_the_text_are_those_that_the_notebook_shows(lesson):
+    """Whoever changes code or runs the notebook again finds here what the text still says of the old one."""
+    shown, known = lesson.shown(), set(filter(None, KNOWN.get(lesson.name, "").split(" | ")))
+    owed = {written: sentence for written, sentence in lesson.stated().items() if not is_among(written, shown)}
+    new = {written: sentence for written, sentence in owed.items() if written not in known}
+    assert not new, "no code or output of the notebook has these numbers"
+    assert not known - owed.keys(), f"take these out of KNOWN[{lesson.name!r}]"
+
+
+def test_numbers_are_read_from_prose_alone(tmp_path):
+    text = """\
+# 1,234 words
+It has 1,026,408 weights (12.5 % of them *active*), that is −0.278 here and 99 there.[^1]
+See [the table](https://example.org/777), section 3.25, heads 1.1 and 2.2, `x = 555`, $y = 4.44$, 2024 and 2026-11-25.
+```python
+z = 333
+```
+Is it 888? arXiv 2507.20534 says 999. In our run it was 666; in the stored run too, 667. Half-width-512 layers: 0.50.
+
+> **At Kimi K2's size.** 7,168 channels. And
+> 384 experts.
+
+- 2.5 million, 700-1,500 steps
+
+## What Kimi K2 does differently at scale
+15.5 trillion.
+
+## Takeaways
+* About 224,000 of 0.1.
+
+## References
+[2002.05202](https://arxiv.org/abs/2002.05202), 123 pages"""
+    code = nbformat.v4.new_code_cell("n = 1_026_408\nf(0.1249, 1e-3)", outputs=[
+        nbformat.v4.new_output("stream", text="loss 0.27843 x 7,5 of 2,499,000\n"),
+        nbformat.v4.new_output("execute_result", {"text/html": '<b style="width:42px">223606</b>'}),
+    ])  # fmt: skip
+    path = tmp_path / "00_test.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), code]), path)
+    lesson = Lesson(path)
+    stated = ["1,026,408", "12.5 %", "0.278", "0.50", "2.5 million", "700", "1,500", "224,000", "0.1"]
+    assert list(lesson.stated()) == stated
+    shown = {1_026_408.0, 0.1249, 0.001, 0.27843, 75.0, 7.0, 5.0, 2_499_000.0, 223_606.0}
+    assert lesson.shown() >= shown and not {42.0, 0.25} & lesson.shown()
+    assert [word for word in stated if not is_among(word, shown)] == ["0.50", "700", "1,500"]
+
+
+@pytest.mark.parametrize(
+    "written, number, is_it",
+    [
+        ("0.73", 0.7251, True), ("0.73", 0.7249, False), ("0.730", 0.7251, False), ("2.0", 2, True),
+        ("73.1 %", 0.7309, True), ("73.1 %", 73.12, True), ("73.1", 0.731, False),
+        ("224,000", 223_500, True), ("224,000", 224_600, False), ("224,100", 224_149, True),
+        ("224,100", 224_151, False), ("224,128", 224_129, False), ("700,000", 716_800, False),
+        ("100", 100.4, True), ("100", 101, False),
+        ("1.03 trillion", 1_026_408_209_408, True), ("1.03 billion", 1_026_408_209_408, False),
+        ("128k", 128_000, True),
+    ],
+)  # fmt: skip
+def test_a_number_is_among_others_rounded_to_the_digits_that_are_written(written, number, is_it):
+    assert is_among(written, {5.0, number}) == is_it
 
 
 def test_storing_drops_progress_bars_and_keeps_pictures():

@@ -13,7 +13,8 @@ from tests.helpers import TINY_MODELS, storyteller
 from tests.test_tokenizer import any_text, tokenizer_for
 from utils.generation import Sampling, generate, next_token_probabilities
 from utils.moe import MoE
-from utils.reading import N_RIVALS, Reading
+from utils.panel.reading import N_RIVALS, Reading
+from utils.record import Record
 
 TEXT = (
     "Once upon a time, there was a cat. \"Hello!\" her mom said. The dogs' ball isn't big - it is 3.5. "
@@ -40,7 +41,7 @@ def ids(reading) -> list[int]:
 
 @contextmanager
 def saying(model, text):
-    """In here the likeliest tokens are those of `text`, one after the other."""
+    """What begins to read in here finds the tokens of `text` likeliest, one after the other."""
     tokens = iter(model.tokenizer.encode(text))
 
     def say(_, __, logits):
@@ -114,8 +115,8 @@ def test_a_pause_changes_no_space_and_no_capital(model):
     """What stands there in a pause is not yet what the words after it make of it."""
     n = len(model.tokenizer.encode(STORY))
     for pause in range(n):
-        reading = Reading(model, PROMPT, temperature=0)
         with saying(model, STORY):
+            reading = Reading(model, PROMPT, temperature=0)
             list(reading.tell(pause))
             assert all(word.text for word in reading.words)
             list(reading.tell(n - pause))
@@ -278,14 +279,19 @@ def test_beyond_the_block_experts_are_those_of_the_context_that_the_model_had(mo
 
 
 @pytest.mark.parametrize("architecture", TINY_MODELS)
-def test_a_router_remembers_the_experts_that_it_sent_each_token_to(architecture):
+def test_a_record_holds_the_experts_that_each_token_was_sent_to(architecture):
     model = storyteller(TEXT, architecture)
     tokens = model.tokenizer.encode(TEXT)[:16]
-    expected = experts_at_work(model, tokens)
-    for layer, chosen in expected.items():
-        assert model.blocks[layer].ffn.router.chosen.tolist() == [chosen]  # (1, T, K)
-    again = experts_at_work(model, tokens[:3])
-    assert all(model.blocks[layer].ffn.router.chosen.tolist() == [chosen] for layer, chosen in again.items())
+    for read in (tokens, tokens[:3]):  # of the last forward alone
+        record = Record()
+        with torch.no_grad():
+            model(torch.tensor([tokens[::-1]]), record=record)
+            model(torch.tensor([read]), record=record)
+        at_work = experts_at_work(model, read)
+        assert list(at_work) == model.layers_with_experts()
+        assert {i: record.layers[i].chosen.tolist() for i in at_work} == {
+            i: [e] for i, e in at_work.items()
+        }  # (1, T, K)
 
 
 def test_the_load_of_the_experts_is_that_of_one_full_forward(model):
@@ -304,8 +310,8 @@ def test_every_word_read_counts_once_for_each_of_its_experts(model, prompt, n):
 
 
 def test_words_of_the_prompt_are_known_again_and_signs_are_not(model):
-    reading = Reading(model, 'The cat, "A mat 3', temperature=0)
     with saying(model, ' her mat, A Cat." 3.'):
+        reading = Reading(model, 'The cat, "A mat 3', temperature=0)
         told = {reading.name(word.token): reading.repeats_prompt(word) for word in reading.tell(8)}
     assert told == {"her": False, "mat": True, ",": False, "a": True, "cat": True, ".": False, '"': False, "3": True}
 

@@ -11,52 +11,105 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
+# The modules of `utils` by their dotted names in it; a package goes by its own name, and `utils` itself is none.
+FILES = {
+    ".".join(path.relative_to(ROOT / "utils").with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "utils").rglob("*.py"))
+    if path != ROOT / "utils" / "__init__.py"
+}
+
 
 def imports(path: Path) -> set[str]:
     """The modules of `utils` that a file imports, at the top or inside a function."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    lines = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names = {node.module for node in lines}
-    names |= {f"utils.{alias.name}" for node in lines if node.module == "utils" for alias in node.names}
-    return {name.removeprefix("utils.") for name in names if name and name.startswith("utils.")}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    names = {name.removeprefix("utils.") for name in found if name.startswith("utils.")}
+    return {name for name in names if name in FILES}
 
 
-ACTUAL = {path.stem: imports(path) for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__"}
-CHECKS = [imports(path) for path in (ROOT / "utils" / "checks").glob("*.py")]  # a package, but one room of the house
-ACTUAL["checks"] = {name for found in CHECKS for name in found if not name.startswith("checks.")}
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
+ROW = re.compile(r"^\| ([\w ]+?) \| ((?:`[\w/]+`(?:, )?)+) \| ([\w, -]+) \|$", re.MULTILINE)
 
 
-def test_the_architecture_table_is_the_imports():
-    table = README.partition("## Architecture")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*)\|$", table, re.MULTILINE)
-    stated = {name: set(re.findall(r"\w+", arrows)) for name, arrows in rows}
-    assert stated.pop("__main__") == {"all"}
-    assert stated == {name: found for name, found in ACTUAL.items() if name != "__main__"}
-
-
-def test_the_architecture_picture_is_the_imports():
-    """Its solid arrows: every import among the modules shown, but for those that other arrows imply."""
-    picture = re.search(r"```mermaid\n(.*?)```", README, re.DOTALL)[1]
-    arrows = set(re.findall(r"^ *(\w+) --> (\w+)$", picture, re.MULTILINE))
-    shown = {name for arrow in arrows for name in arrow} | set(re.findall(r"-\.-> (\w+)(?= |$)", picture, re.MULTILINE))
-    direct = {name: ACTUAL[name] & shown for name in shown}
-
-    def below(name: str) -> set[str]:
-        return direct[name].union(*map(below, direct[name]))
-
-    needed = {
-        (lower, name) for name in shown for lower in direct[name] if not any(lower in below(m) for m in direct[name])
+def floors() -> dict[str, tuple[set[str], set[str]]]:
+    """From low to high: a floor's rooms and the floors that it may import from."""
+    section = README.partition("\n## Architecture")[2].partition("\n## ")[0]
+    table = re.search(r"^\| floor \| rooms \| may import \|\n\|[-|]+\|\n((?:\|.*\n?)+)", section, re.MULTILINE)
+    assert table, "the README has no table | floor | rooms | may import | under Architecture"
+    rows = [ROW.match(line) for line in table[1].splitlines()]
+    assert all(rows), table[1]
+    return {
+        floor: (set(re.findall(r"`([\w/]+)`", rooms)), set() if below == "-" else set(below.split(", ")))
+        for floor, rooms, below in (row.groups() for row in rows)
     }
-    assert arrows == needed and len(shown) > 15
 
 
-def test_arrows_point_one_way_only():
-    placed, left = set(), dict(ACTUAL)
+def room(module: str) -> str:
+    """How the table names the room of a module: a package is one room, with a slash."""
+    package, dot, _ = module.partition(".")
+    return f"{package}/" if dot or (FILES[module].name == "__init__.py") else module
+
+
+def test_every_module_is_a_room_of_one_floor():
+    listed = [name for rooms, _ in floors().values() for name in rooms]
+    assert sorted(listed) == sorted({room(module) for module in FILES})
+
+
+def test_a_floor_names_only_floors_below_it():
+    seen = set()
+    for floor, (_, below) in floors().items():
+        assert below <= seen, floor
+        seen.add(floor)
+    assert len(seen) > 5
+
+
+def test_imports_go_to_the_same_floor_or_to_those_that_its_row_names():
+    house = floors()
+    floor_of = {name: floor for floor, (rooms, _) in house.items() for name in rooms}
+    wrong = [
+        f"{module} ({floor_of[room(module)]}) imports {other} ({floor_of[room(other)]})"
+        for module in FILES
+        for other in sorted(IMPORTS[module])
+        if floor_of[room(other)] not in {floor_of[room(module)], *house[floor_of[room(module)]][1]}
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside of functions count. A module of a package is imported together with the package's own file."""
+    packages = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    left = {
+        name: {other for found in IMPORTS[name] for other in (found, *(packages & set(parents(found))))}
+        - {name}
+        - set(parents(name))
+        for name in FILES
+    }
+    placed = set()
     while left:
         ready = {name for name, needed in left.items() if needed <= placed}
         assert ready, f"a circle among {sorted(left)}"
         placed |= ready
         left = {name: needed for name, needed in left.items() if name not in ready}
+
+
+def parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_module_is_longer_than_can_be_read_in_one_sitting(module):
+    source = FILES[module].read_text(encoding="utf-8")
+    n_lines = len(source.splitlines())
+    if module == "grammar":  # its word tables are data
+        tables = [node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        n_lines -= sum(node.end_lineno - node.lineno + 1 for node in tables)
+    assert n_lines <= 250
 
 
 @pytest.mark.parametrize("section, count", [("The original notebook", 11), ("Mistakes of public re-impl", 22)])

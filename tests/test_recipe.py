@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from utils.checkpoint import save_checkpoint
-from utils.config import PRESETS, KimiConfig
+from utils.config import KimiConfig
+from utils.presets import PRESETS
 from utils.recipe import build, new_recipe, read_recipe
 from utils.training import train
 
@@ -44,7 +45,7 @@ def test_building_twice_gives_the_same_model_and_data(architecture):
 def test_a_run_is_continued_from_its_folder_alone(tmp_path):
     recipe = small_recipe()
     model, data, config = build(recipe)
-    history = train(model, data, config, out_dir=tmp_path, notes=recipe)
+    history = train(model, data, config, out_dir=tmp_path, recipe=recipe)
     assert read_recipe(tmp_path) == recipe
     again, data, config = build(read_recipe(tmp_path), run=tmp_path)
     assert train(again, data, config, out_dir=tmp_path, resume=True) == history
@@ -63,7 +64,7 @@ def test_a_run_without_a_recipe_says_so(tmp_path):
     model, data, config = build(small_recipe())
     train(model, data, config, out_dir=tmp_path)
     for _ in range(2):
-        with pytest.raises(ValueError, match="without notes=recipe: it does not say how its stories are loaded"):
+        with pytest.raises(ValueError, match=r"without recipe=\.\.\.: it does not say how its stories are loaded"):
             read_recipe(tmp_path)
         save_checkpoint(tmp_path, model, 4)
 

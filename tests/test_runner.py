@@ -10,7 +10,7 @@ import zmq
 from jupyter_client.session import Session
 from tornado.queues import Queue
 
-from utils.runner import Runner
+from utils.panel.runner import Runner
 
 SECONDS = 30  # to wait for what comes at once: a limit, no delay
 

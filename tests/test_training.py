@@ -1,5 +1,6 @@
 """Training: the schedule, learning, stopping and going on, and never losing a run."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from tests.helpers import tiny_k2_model, tiny_model
-from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
-from utils.config import TrainConfig
+from utils.__main__ import loss_figure
+from utils.checkpoint import FORMAT, FORMAT_2, load_checkpoint, load_model, save_checkpoint
+from utils.config import K2Config, NanoConfig, TrainConfig
 from utils.data import TokenData
 from utils.evaluate import validation_loss
-from utils.plots import BLUE, VERMILION
+from utils.plots import BLUE, COLOUR, VERMILION, LossFigure
+from utils.run_state import RunState
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import History, TrainingDiverged, learning_rate, train
@@ -70,9 +73,11 @@ def test_kimi_k2s_own_schedule():
 
 def test_training_learns_and_leaves_its_files(tmp_path):
     model = new_model()
-    history = train(model, DATA, changed(steps=60, eval_interval=20), out_dir=tmp_path)
+    figure = LossFigure(tmp_path / "loss.png")
+    history = train(model, DATA, changed(steps=60, eval_interval=20), out_dir=tmp_path, show=figure)
     assert history.step == 60 and [row["step"] for row in history.rows] == [0, 20, 40, 60]
     assert history.losses[-1] < history.losses[0] - 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.pt", "history.json", "loss.png"]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert History.load(tmp_path / "history.json") == history
     loaded, step = load_model(tmp_path)
@@ -186,17 +191,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     model = new_model()
     steps = []
 
-    def break_at_step_8(module, args):
-        if module.training:
+    def break_at_step_8(embedding, args):
+        if embedding.training:  # not in a validation, which reads a view of the model
             steps.append(1)
             if len(steps) == 8:
                 if where == "loss":
                     with torch.no_grad():
-                        module.head.weight[0, 0] = math.nan
+                        model.head.weight[0, 0] = math.nan
                 else:
-                    module.head.weight.register_hook(lambda grad: grad * math.inf)
+                    model.head.weight.register_hook(lambda grad: grad * math.inf)
 
-    model.embedding.register_forward_pre_hook(lambda _, args: break_at_step_8(model, args))
+    model.embedding.register_forward_pre_hook(break_at_step_8)
     with pytest.raises(TrainingDiverged, match=r"at step 8 .*the checkpoint of step \d in .* is kept"):
         train(model, DATA, changed(checkpoint_minutes=1e-9), out_dir=tmp_path)
     state = load_checkpoint(tmp_path)
@@ -226,9 +231,35 @@ def test_accumulating_halves_equals_the_whole_batch(monkeypatch):
 
 
 def test_a_history_row_says_how_many_tokens_each_expert_got():
-    history = train(new_model(), DATA, CONFIG)
+    history = train(new_model(), DATA, changed(accumulation=3))
+    names = ("expert_load", "dead_experts", "max_logits")
+    assert [history.rows[0][name] for name in names] == [None] * 3  # nothing was trained on yet
     for row in history.rows[1:]:
-        assert [sum(layer) for layer in row["expert_load"]] == [4 * 16 * 2] * 2
+        assert [sum(layer) for layer in row["expert_load"]] == [3 * 4 * 16 * 2] * 2  # of one step, all its batches
+        assert row["dead_experts"] == sum(n == 0 for layer in row["expert_load"] for n in layer) / 8
+
+
+def test_a_history_row_says_how_large_the_logits_of_each_head_are():
+    """They are of the step before, and QK-Clip keeps them near tau."""
+    largest = {}
+    for tau in (1.0, math.inf):
+        history = train(new_model(), DATA, changed(optimizer="muonclip", lr=0.1, tau=tau, steps=20))
+        logits = [row["max_logits"] for row in history.rows[1:]]
+        assert [[len(layer) for layer in row] for row in logits] == [[4, 4]] * 4
+        largest[tau] = max(map(max, logits[-1]))
+    assert largest[1.0] < 2 and largest[math.inf] > 5
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_k2_model])
+def test_a_part_of_the_model_keeps_the_mode_that_it_was_in(make):
+    """Validation reads a view: whoever froze a part, or looks at the model meanwhile, finds it as it was."""
+    model = new_model(make)
+    model.train()
+    model.blocks[1].eval()
+    modes, seen = [part.training for part in model.modules()], []
+    train(model, DATA, CONFIG, watch=lambda view: seen.append((view.training, model.training)) or {})
+    assert [part.training for part in model.modules()] == modes
+    assert seen == [(False, True)] * 4
 
 
 def test_the_validation_loss_predicts_every_token_once():
@@ -254,7 +285,7 @@ def test_a_checkpoint_never_executes_what_it_contains(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    torch.save({"format": "kimi-k2-from-scratch checkpoint 2", "model": Evil()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": FORMAT, "model": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="is not a checkpoint"):
         load_model(tmp_path)
     assert not (tmp_path / "executed").exists()
@@ -288,6 +319,33 @@ def test_a_crash_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert load_model(tmp_path)[1] == 1
 
 
+@pytest.mark.parametrize("make, changes", [(tiny_model, {"dropout": 0.3}), (tiny_k2_model, {})])
+def test_a_run_saved_in_the_second_format_is_continued_to_the_last_bit(tmp_path, make, changes, monkeypatch):
+    """There a configuration had the fields of both architectures, and the recipe the run's settings once more."""
+    recipe = {"architecture": "k2", "model": {"d_model": 32}, "training": vars(CONFIG)}
+    expected = train(new_model(make, **changes), DATA, changed(accumulation=2))
+    interrupt_at(monkeypatch, 7)
+    train(new_model(make, **changes), DATA, changed(accumulation=2), tmp_path, recipe=recipe)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert "training" not in state["training"]["recipe"]
+    both = {field.name: field.default for cls in (NanoConfig, K2Config) for field in dataclasses.fields(cls)}
+    state |= {"format": FORMAT_2, "config": both | {"dropout": 0.0} | state["config"]}
+    training = state["training"]
+    del training["recipe"]
+    training["notes"] = {**recipe, "model": {"d_model": 32, "dropout": 0.0, "v_head_dim": 6}}
+    training["cuda_rng"] = training.pop("device_rng")
+    torch.save(state, tmp_path / "checkpoint.pt")
+
+    read = load_checkpoint(tmp_path)
+    config = new_model(make, **changes).config
+    assert read["config"] == dataclasses.asdict(config) and load_model(tmp_path)[0].config == config
+    own = {"dropout"} if make is tiny_model else {"v_head_dim"}
+    assert read["training"]["recipe"]["model"].keys() == {"d_model"} | own
+    history = train(new_model(make, **changes), DATA, changed(accumulation=2), tmp_path, resume=True)
+    assert history.losses == expected.losses
+
+
 def test_a_history_is_plain_json(tmp_path):
     train(new_model(), DATA, CONFIG, out_dir=tmp_path)
     assert set(json.loads((tmp_path / "history.json").read_text())) == {"losses", "rows"}
@@ -319,28 +377,34 @@ def test_watching_changes_nothing_of_the_run():
 
 
 def test_the_first_checkpoint_comes_early(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.FIRST_SAVE_SECONDS", 0)
-    saved = []
-    monkeypatch.setattr("utils.training._Run.save", lambda self, folder: saved.append(self.step))
+    monkeypatch.setattr("utils.training.Due.FIRST_SAVE_SECONDS", 0)
+    saved, save = [], RunState.save
+    monkeypatch.setattr(RunState, "save", lambda self, folder: saved.append(self.step) or save(self, folder))
     train(new_model(), DATA, changed(checkpoint_minutes=1000.0), out_dir=tmp_path)
     assert saved == [1, 12]  # the first step, then nothing for 1,000 minutes, and the end
 
 
 def test_a_continued_run_keeps_its_notes_and_shows_at_once_how_far_it_had_come(tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 3)
-    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, notes={"source": "here"})
+    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, recipe={"source": "here"})
     monkeypatch.undo()
     drawn = []
-    monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, *settings: drawn.append(history.step))
-    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, resume=True)
+
+    def show(history):
+        drawn.append(history.step)
+
+    train(new_model(), DATA, changed(accumulation=2), out_dir=tmp_path, resume=True, show=show)
     assert drawn == [3, 5, 10, 12]
     state = load_checkpoint(tmp_path)
-    assert state["step"] == 12 and state["training"]["notes"] == {"source": "here"}
+    assert state["step"] == 12 and state["training"]["recipe"] == {"source": "here"}
 
 
 def test_baselines_are_lines_of_the_loss_figure_and_each_architecture_has_its_colour(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("utils.plots.draw_loss", lambda axes, history, *settings: drawn.append(settings))
     for make in (tiny_model, tiny_k2_model):
-        train(new_model(make), DATA, changed(steps=5), tmp_path, overwrite=True, baselines={"trigram": 1.5})
-    assert drawn == [({"trigram": 1.5}, BLUE), ({"trigram": 1.5}, VERMILION)]
+        model = new_model(make)
+        figure = LossFigure(tmp_path / "loss.png", {"trigram": 1.5}, COLOUR[model.config.architecture])
+        train(model, DATA, changed(steps=5), tmp_path, overwrite=True, show=figure)
+        train(model, DATA, changed(steps=5), show=loss_figure(tmp_path, model))  # the command line's
+    assert drawn == [({"trigram": 1.5}, BLUE), (None, BLUE), ({"trigram": 1.5}, VERMILION), (None, VERMILION)]

@@ -22,11 +22,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from utils.config import PRESETS, KimiConfig, TrainConfig
+from utils.config import KimiConfig, TrainConfig
 from utils.data import TokenData, split_stories
 from utils.evaluate import validation_loss
 from utils.model import Kimi, count_parameters
 from utils.plots import BLUE, GREEN, ORANGE, SKY, STYLE, VERMILION
+from utils.presets import PRESETS
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import History, train

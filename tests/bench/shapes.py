@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from utils.config import PRESETS, KimiConfig
+from utils.config import KimiConfig
+from utils.presets import PRESETS
 
 VOCAB = 8000
 

@@ -1,5 +1,7 @@
-"""Sparse dispatch: three forms of one grouped matmul, their layouts, and that two of them never ask the device."""
+"""Sparse dispatch: three backends of one grouped matmul, their layouts, and that two of them never ask the device."""
 
+import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,20 +10,26 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeCopyMode,
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import TINY_MODELS, every_architecture, random_tokens
-from utils.grouped import count_choices, gather, group_by_expert, grouped_linear, pick_form
+from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_config
+from utils.fast.attention import largest_logits
+from utils.fast.experts import gather, group_by_expert, grouped_linear, pick_backend, run_experts
+from utils.fast.newton_schulz import orthogonalise
 from utils.moe import Experts
 from utils.muonclip import MuonClip
-from utils.sdpa import largest_logits
+from utils.record import Record, count_choices
 
+PICK_BACKEND = "utils.fast.experts.pick_backend"
 needs_grouped_mm = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no F.grouped_mm")
-every_form = pytest.mark.parametrize("form", ["loop", "tiles", pytest.param("grouped_mm", marks=needs_grouped_mm)])
-forms_of_a_gpu = pytest.mark.parametrize("form", ["tiles", pytest.param("grouped_mm", marks=needs_grouped_mm)])
-EXACT_FORMS = ["loop", "tiles"]  # grouped_mm has no float64
+every_backend = pytest.mark.parametrize(
+    "backend", ["loop", "tiles", pytest.param("grouped_mm", marks=needs_grouped_mm)]
+)
+backends_of_a_gpu = pytest.mark.parametrize("backend", ["tiles", pytest.param("grouped_mm", marks=needs_grouped_mm)])
+EXACT_BACKENDS = ["loop", "tiles"]  # grouped_mm has no float64
 DISTRIBUTIONS = ["balanced", "random", "to one", "some empty", "skewed"]
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 SIZES = [(1, 1, 1), (1, 2, 4), (7, 2, 5), (40, 3, 8), (33, 4, 4), (5, 1, 12), (75, 2, 2), (200, 2, 3)]  # N, K, E
@@ -56,9 +64,9 @@ def row_by_row(x, weight, chosen):
     return torch.stack([weight[e] @ x[token] for token, experts in enumerate(chosen.tolist()) for e in experts])
 
 
-def in_groups(form, x, weight, chosen):
-    groups = group_by_expert(chosen, len(weight), form)
-    return grouped_linear(gather(x, groups), weight, groups).index_select(0, groups.row)
+def in_groups(backend, x, weight, chosen):
+    groups = group_by_expert(chosen, len(weight), backend)
+    return grouped_linear(gather(x, groups), weight, groups).index_select(0, groups.row_of_choice)
 
 
 def with_gradients(y, x, weight, upstream):
@@ -67,10 +75,10 @@ def with_gradients(y, x, weight, upstream):
 
 def expert_of_rows(groups, n_experts):
     """The expert whose matrix each row of the layout meets."""
-    if groups.form == "loop":
+    if groups.backend == "loop":
         return torch.arange(n_experts).repeat_interleave(torch.tensor(groups.sizes))
-    if groups.form == "tiles":
-        return groups.sizes.repeat_interleave(len(groups.token) // len(groups.sizes))
+    if groups.backend == "tiles":
+        return groups.sizes.repeat_interleave(len(groups.token_of_row) // len(groups.sizes))
     starts = [0, *groups.sizes.tolist()]
     return torch.arange(n_experts).repeat_interleave(torch.tensor(starts).diff())
 
@@ -78,15 +86,15 @@ def expert_of_rows(groups, n_experts):
 # Numbers
 
 
-@pytest.mark.parametrize("form", EXACT_FORMS)
+@pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @every_distribution
 @every_size
-def test_every_row_meets_the_matrix_of_its_expert(form, distribution, n_tokens, top_k, n_experts):
+def test_every_row_meets_the_matrix_of_its_expert(backend, distribution, n_tokens, top_k, n_experts):
     for seed in range(3):
         chosen = choices(distribution, n_tokens, top_k, n_experts, seed)
         x, weight, upstream = tensors(chosen, n_experts, seed=seed)
         expected = with_gradients(row_by_row(x, weight, chosen), x, weight, upstream)
-        got = with_gradients(in_groups(form, x, weight, chosen), x, weight, upstream)
+        got = with_gradients(in_groups(backend, x, weight, chosen), x, weight, upstream)
         for ours, reference in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, reference, atol=1e-10, rtol=1e-10)
 
@@ -106,20 +114,20 @@ def test_torchs_kernel_gives_the_same(dtype, tolerance, distribution, n_tokens, 
         assert (ours.double() - reference).abs().max() <= tolerance * reference.abs().max()
 
 
-@every_form
-def test_experts_without_a_token_get_a_gradient_of_zero(form):
+@every_backend
+def test_experts_without_a_token_get_a_gradient_of_zero(backend):
     chosen = choices("to one", 20, 2, 5, seed=3)
     x, weight, upstream = tensors(chosen, 5, dtype=torch.float)
-    _, _, grad = with_gradients(in_groups(form, x, weight, chosen), x, weight, upstream)
+    _, _, grad = with_gradients(in_groups(backend, x, weight, chosen), x, weight, upstream)
     assert grad.flatten(1).any(dim=1).tolist() == [False, False, False, True, False]
 
 
-@every_form
-def test_under_autocast_rows_are_in_its_format_and_gradients_in_that_of_the_weights(form):
+@every_backend
+def test_under_autocast_rows_are_in_its_format_and_gradients_in_that_of_the_weights(backend):
     chosen = choices("random", 30, 2, 4)
     x, weight, upstream = tensors(chosen, 4, dtype=torch.float)
     with torch.autocast("cpu", torch.bfloat16):
-        y = in_groups(form, x, weight, chosen)
+        y = in_groups(backend, x, weight, chosen)
     assert y.dtype == torch.bfloat16
     _, *grads = with_gradients(y, x, weight, upstream.bfloat16())
     assert [g.dtype for g in grads] == [torch.float32] * 2
@@ -130,22 +138,22 @@ def test_under_autocast_rows_are_in_its_format_and_gradients_in_that_of_the_weig
 
 
 @every_architecture
-@forms_of_a_gpu
-def test_a_whole_model_has_the_same_loss_and_gradients_in_every_form(architecture, form, monkeypatch):
+@backends_of_a_gpu
+def test_a_whole_model_has_the_same_loss_and_gradients_with_every_backend(architecture, backend, monkeypatch):
     results = []
-    for chosen_form in ("loop", form):
-        monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype, chosen_form=chosen_form: chosen_form)
-        model = TINY_MODELS[architecture]()
+    for chosen_backend in ("loop", backend):
+        monkeypatch.setattr(PICK_BACKEND, lambda x, dtype, chosen_backend=chosen_backend: chosen_backend)
+        model, record = TINY_MODELS[architecture](balance_coef=0.1), Record()
         tokens = random_tokens(3, 14)
-        loss = model.loss(tokens[:, :-1], tokens[:, 1:]) + 0.1 * model.balance_loss()
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:], record) + 0.1 * record.balance_loss()
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_model_asks_for_the_form_in_the_format_that_it_computes_in(monkeypatch):
+def test_a_model_asks_for_the_backend_in_the_format_that_it_computes_in(monkeypatch):
     asked = []
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: asked.append((x.shape[-1], dtype)) or "tiles")
+    monkeypatch.setattr(PICK_BACKEND, lambda x, dtype: asked.append((x.shape[-1], dtype)) or "tiles")
     model = TINY_MODELS["nano"]()
     model(random_tokens(2, 9))
     with torch.autocast("cpu", torch.bfloat16):
@@ -153,15 +161,15 @@ def test_a_model_asks_for_the_form_in_the_format_that_it_computes_in(monkeypatch
     assert asked == [(32, torch.float32)] * 2 + [(32, torch.bfloat16)] * 2
 
 
-@every_form
-def test_a_single_token_gets_what_it_gets_among_others(form, monkeypatch):
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: form)
+@every_backend
+def test_a_single_token_gets_what_it_gets_among_others(backend, monkeypatch):
+    monkeypatch.setattr(PICK_BACKEND, lambda x, dtype: backend)
     torch.manual_seed(0)
-    experts, x = Experts(5, 16, 24), torch.randn(6, 16)
+    experts, x = Experts(tiny_config(n_experts=5, d_model=16, d_ff=24)), torch.randn(6, 16)
     weights, chosen = torch.rand(6, 2), choices("random", 6, 2, 5)
     results = []
     for tokens in (slice(0, 1), slice(0, 6)):
-        y = experts(x[tokens], weights[tokens], chosen[tokens])[:1]
+        y = run_experts(x[tokens], weights[tokens], chosen[tokens], experts.w_up, experts.w_down)[:1]
         results.append([y, *torch.autograd.grad(y.square().sum(), list(experts.parameters()))])
     for alone, among in zip(*results, strict=True):
         torch.testing.assert_close(alone, among, atol=1e-5, rtol=1e-5)
@@ -170,53 +178,53 @@ def test_a_single_token_gets_what_it_gets_among_others(form, monkeypatch):
 # Layouts
 
 
-@every_form
+@every_backend
 @every_distribution
 @every_size
 def test_every_choice_has_a_row_of_its_own_with_its_token_among_those_of_its_expert(
-    form, distribution, n_tokens, top_k, n_experts
+    backend, distribution, n_tokens, top_k, n_experts
 ):
     for seed in range(5):
         chosen = choices(distribution, n_tokens, top_k, n_experts, seed)
-        groups = group_by_expert(chosen, n_experts, form)
-        assert groups.form == form and groups.row.shape == (chosen.numel(),)
-        assert len(set(groups.row.tolist())) == chosen.numel()
+        groups = group_by_expert(chosen, n_experts, backend)
+        assert groups.backend == backend and groups.row_of_choice.shape == (chosen.numel(),)
+        assert len(set(groups.row_of_choice.tolist())) == chosen.numel()
         tokens = torch.arange(n_tokens).repeat_interleave(top_k)
-        assert torch.equal(groups.token[groups.row], tokens)
+        assert torch.equal(groups.token_of_row[groups.row_of_choice], tokens)
         expert_of = expert_of_rows(groups, n_experts)
-        assert len(expert_of) == len(groups.token)
-        assert torch.equal(expert_of[groups.row], chosen.flatten())
+        assert len(expert_of) == len(groups.token_of_row)
+        assert torch.equal(expert_of[groups.row_of_choice], chosen.flatten())
 
 
-@every_form
+@every_backend
 @every_distribution
-def test_the_rows_of_one_expert_are_one_after_the_other_and_experts_in_order(form, distribution):
+def test_the_rows_of_one_expert_are_one_after_the_other_and_experts_in_order(backend, distribution):
     chosen = choices(distribution, 40, 3, 8)
-    groups = group_by_expert(chosen, 8, form)
+    groups = group_by_expert(chosen, 8, backend)
     last = -1
     for e in range(8):
-        rows = groups.row[chosen.flatten() == e].sort().values.tolist()
+        rows = groups.row_of_choice[chosen.flatten() == e].sort().values.tolist()
         if rows:
             assert rows == list(range(rows[0], rows[0] + len(rows))) and rows[0] > last
             last = rows[-1]
 
 
-@forms_of_a_gpu
+@backends_of_a_gpu
 @every_size
-def test_shapes_depend_on_the_number_of_tokens_alone(form, n_tokens, top_k, n_experts):
+def test_shapes_depend_on_the_number_of_tokens_alone(backend, n_tokens, top_k, n_experts):
     shapes = set()
     for distribution in DISTRIBUTIONS:
         for seed in range(3):
-            groups = group_by_expert(choices(distribution, n_tokens, top_k, n_experts, seed), n_experts, form)
-            shapes.add((groups.token.shape, groups.row.shape, groups.sizes.shape))
+            groups = group_by_expert(choices(distribution, n_tokens, top_k, n_experts, seed), n_experts, backend)
+            shapes.add((groups.token_of_row.shape, groups.row_of_choice.shape, groups.sizes.shape))
     assert len(shapes) == 1
 
 
 @pytest.mark.parametrize("n_tokens, top_k, n_experts", [(64, 2, 8), (320, 3, 8), (4096, 2, 16)])
 def test_tiles_compute_a_quarter_more_rows_at_most(n_tokens, top_k, n_experts):
     chosen = choices("random", n_tokens, top_k, n_experts)
-    assert len(group_by_expert(chosen, n_experts, "tiles").token) <= 1.25 * chosen.numel()
-    assert len(group_by_expert(chosen, n_experts, "grouped_mm").token) == chosen.numel()
+    assert len(group_by_expert(chosen, n_experts, "tiles").token_of_row) <= 1.25 * chosen.numel()
+    assert len(group_by_expert(chosen, n_experts, "grouped_mm").token_of_row) == chosen.numel()
 
 
 @every_distribution
@@ -240,15 +248,15 @@ def test_choices_are_counted_as_bincount_does(distribution, shape):
     assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=6)) and counts.dtype == torch.long
 
 
-@forms_of_a_gpu
+@backends_of_a_gpu
 @pytest.mark.parametrize("n_tokens", [2, 50])
-def test_grouping_and_its_gradient_need_no_value_on_the_host(form, n_tokens):
+def test_grouping_and_its_gradient_need_no_value_on_the_host(backend, n_tokens):
     """Fake tensors have shapes and no values: whoever asks for one, or for a shape made of them, gets an exception."""
     with FakeTensorMode():
         x = torch.randn(n_tokens, 8, dtype=torch.bfloat16, requires_grad=True)
         weight = torch.randn(4, 16, 8, dtype=torch.bfloat16, requires_grad=True)
         chosen = torch.randint(4, (n_tokens, 2))
-        y = in_groups(form, x, weight, chosen)
+        y = in_groups(backend, x, weight, chosen)
         x_grad, weight_grad = torch.autograd.grad(y, (x, weight), torch.ones(2 * n_tokens, 16, dtype=torch.bfloat16))
         assert count_choices(chosen, 4).shape == (4,)
     assert y.shape == (2 * n_tokens, 16) and x_grad.shape == x.shape and weight_grad.shape == weight.shape
@@ -264,42 +272,52 @@ def test_the_loop_asks_and_so_would_bincount():
             torch.bincount(chosen.flatten(), minlength=4)
 
 
-def training_step(architecture, number_format):
-    model = TINY_MODELS[architecture]()
-    optimizer = MuonClip(model, tau=1.0, dtype=torch.bfloat16)
-    tokens = torch.randint(50, (2, 10))
+def training_step(model, number_format, attend=None):
+    """One step as `train` takes it, but for the loss scaler; attend: what attention computes with instead."""
+    for block in model.blocks if attend else ():
+        block.attention.attend = attend
+    optimizer = MuonClip(model, tau=1.0, orthogonalise=partial(orthogonalise, dtype=torch.bfloat16))
+    tokens, record = torch.randint(50, (2, 10)), Record()
     with torch.autocast("cpu", torch.bfloat16, enabled=number_format == "bf16"):
-        loss = model.loss(tokens[:, :-1], tokens[:, 1:]) + 0.01 * model.balance_loss()
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:], record) + 0.01 * record.balance_loss()
     loss.backward()
-    optimizer.step()
-    model.end_step_()
+    optimizer.step(record)
+    model.end_step_(record)
+
+
+def training_step_without_values(architecture, number_format, attend=None):
+    """The same with tensors that have shapes and no values; returns the model."""
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        model = copy.deepcopy(TINY_MODELS[architecture](balance_coef=0.01))
+    with mode:
+        training_step(model, number_format, attend)
     return model
 
 
-def as_on_a_gpu(q, k, v, scale):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale), largest_logits(q, k, scale)
+def as_on_a_gpu(q, k, v, scale, mask=None, record=None):
+    record.note_logits(largest_logits(q, k, scale))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 
 @every_architecture
 @pytest.mark.parametrize(
-    "form, number_format",
+    "backend, number_format",
     [("tiles", "fp32"), ("tiles", "bf16"), pytest.param("grouped_mm", "bf16", marks=needs_grouped_mm)],
 )
-def test_a_whole_training_step_needs_no_value_on_the_host(architecture, form, number_format, monkeypatch):
+def test_a_whole_training_step_needs_no_value_on_the_host(architecture, backend, number_format, monkeypatch):
     """Loss, balance, backward, MuonClip and the experts' biases: a GPU's queue is never emptied in between."""
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: form)
-    monkeypatch.setattr("utils.attention.attend_and_measure", as_on_a_gpu)
-    with FakeTensorMode():
-        model = training_step(architecture, number_format)
+    monkeypatch.setattr(PICK_BACKEND, lambda x, dtype: backend)
+    model = training_step_without_values(architecture, number_format, as_on_a_gpu)
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
 @every_architecture
 def test_a_training_step_with_the_loop_does_need_values(architecture, monkeypatch):
     """The test above can fail."""
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: "loop")
-    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
-        training_step(architecture, "fp32")
+    monkeypatch.setattr(PICK_BACKEND, lambda x, dtype: "loop")
+    with pytest.raises(DataDependentOutputException):
+        training_step_without_values(architecture, "fp32", as_on_a_gpu)
 
 
 class Watch(TorchDispatchMode):
@@ -317,10 +335,10 @@ class Watch(TorchDispatchMode):
 
 @every_architecture
 def test_no_operation_of_a_training_step_waits_for_the_device(architecture, monkeypatch):
-    monkeypatch.setattr("utils.moe.pick_form", lambda x, dtype: "tiles")
-    monkeypatch.setattr("utils.attention.attend_and_measure", as_on_a_gpu)
+    monkeypatch.setattr(PICK_BACKEND, lambda x, dtype: "tiles")
+    model = TINY_MODELS[architecture](balance_coef=0.01)
     with Watch():
-        training_step(architecture, "fp32")
+        training_step(model, "fp32", as_on_a_gpu)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +350,7 @@ def test_an_operation_that_waits_is_found_out(asking):
         asking(torch.ones(3))
 
 
-# Which form
+# Which backend
 
 
 def rows_on(device, width):
@@ -340,9 +358,9 @@ def rows_on(device, width):
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_without_cuda_the_form_is_the_loop(device):
+def test_without_cuda_the_backend_is_the_loop(device):
     for dtype in (torch.float32, torch.bfloat16):
-        assert pick_form(rows_on(device, 64), dtype) == "loop"
+        assert pick_backend(rows_on(device, 64), dtype) == "loop"
 
 
 @pytest.mark.parametrize(
@@ -353,18 +371,18 @@ def test_without_cuda_the_form_is_the_loop(device):
 def test_torchs_kernel_is_for_the_gpus_that_have_it_and_for_bf16(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(F, "grouped_mm", lambda *a: None, raising=False)
-    assert pick_form(rows_on("cuda", 64), torch.bfloat16) == expected
-    assert {pick_form(rows_on("cuda", 64), dtype) for dtype in (torch.float16, torch.float32)} == {"tiles"}
+    assert pick_backend(rows_on("cuda", 64), torch.bfloat16) == expected
+    assert {pick_backend(rows_on("cuda", 64), dtype) for dtype in (torch.float16, torch.float32)} == {"tiles"}
 
 
 def test_rows_that_do_not_begin_at_multiples_of_16_bytes_go_into_tiles(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(F, "grouped_mm", lambda *a: None, raising=False)
-    forms = {width: pick_form(rows_on("cuda", width), torch.bfloat16) for width in (8, 12, 20, 24, 30, 33)}
-    assert forms == {8: "grouped_mm", 12: "tiles", 20: "tiles", 24: "grouped_mm", 30: "tiles", 33: "tiles"}
+    backends = {width: pick_backend(rows_on("cuda", width), torch.bfloat16) for width in (8, 12, 20, 24, 30, 33)}
+    assert backends == {8: "grouped_mm", 12: "tiles", 20: "tiles", 24: "grouped_mm", 30: "tiles", 33: "tiles"}
 
 
 def test_a_torch_without_the_kernel_gets_tiles(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.delattr(F, "grouped_mm", raising=False)
-    assert pick_form(rows_on("cuda", 64), torch.bfloat16) == "tiles"
+    assert pick_backend(rows_on("cuda", 64), torch.bfloat16) == "tiles"

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import sdpa
-from utils.sdpa import attend, attend_and_measure, causal_softmax, largest_logits
+from tests.helpers import TINY_MODELS, every_architecture
+from utils.fast import attention
+from utils.fast.attention import attend, largest_logits
+from utils.record import LayerRecord
 
 SCALE = 0.37  # no power of two, and not the usual 1 / sqrt(d)
 LENGTHS = [1, 63, 64, 65, 130]  # around multiples of the 64 queries of a chunk
@@ -43,7 +45,19 @@ def with_gradients(function, inputs):
 
 
 def ours(q, k, v):
-    return attend_and_measure(q, k, v, SCALE)[0]
+    return attend(q, k, v, SCALE)
+
+
+def measured(q, k, v):
+    """(the mixtures, the largest logit of each head)."""
+    record = LayerRecord()
+    mixed = attend(q, k, v, SCALE, record=record)
+    return mixed, record.max_logits
+
+
+@every_architecture
+def test_a_models_attention_is_this_one_by_default(architecture):
+    assert {block.attention.attend for block in TINY_MODELS[architecture]().blocks} == {attend}
 
 
 # Against the textbook
@@ -70,7 +84,7 @@ def test_attention_in_chunks_and_its_gradient_equal_torchs(length):
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64])
 def test_the_gradient_is_that_of_finite_differences(chunk, monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
     assert torch.autograd.gradcheck(ours, qkv(7, 3, 2, batch=2, heads=2))
 
 
@@ -78,7 +92,7 @@ def test_the_gradient_is_that_of_finite_differences(chunk, monkeypatch):
 def test_the_size_of_a_chunk_changes_nothing(chunk, monkeypatch):
     inputs = qkv(40)
     expected = with_gradients(ours, inputs)
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
     for got, whole in zip(with_gradients(ours, inputs), expected, strict=True):
         torch.testing.assert_close(got, whole, atol=1e-12, rtol=1e-12)
 
@@ -90,15 +104,13 @@ def test_fewer_queries_than_keys_get_the_last_rows_of_the_whole(n_queries):
     torch.testing.assert_close(attend(q[..., -n_queries:, :], k, v, SCALE), expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("n_queries, n_keys", [(1, 1), (1, 9), (4, 9), (9, 9)])
-def test_weights_from_logits_are_the_textbooks_and_in_fp32(n_queries, n_keys):
-    """A single query, the last position, looks everywhere."""
-    q, k, _ = (x.detach() for x in qkv(n_keys))
-    q = q[..., -n_queries:, :]
-    weights = causal_softmax(SCALE * torch.einsum("bhtd,bhsd->bhts", q, k))
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights.double(), textbook_logits(q, k).softmax(-1), atol=1e-6, rtol=1e-6)
-    assert causal_softmax(torch.zeros(1, 1, n_queries, n_keys).bfloat16()).dtype == torch.float32
+@pytest.mark.parametrize("n_keys", [1, 5, 8])
+def test_a_single_query_sees_the_keys_that_exist(n_keys):
+    """Of a cache whose buffers are longer than what they hold."""
+    q, k, v = (x.detach() for x in qkv(8, 6, 4))
+    got = attend(q[..., :1, :], k, v, SCALE, mask=torch.arange(8) < n_keys)
+    expected = textbook(q[..., :1, :], k[..., :n_keys, :], v[..., :n_keys, :])
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
 
 
 def test_another_device_leaves_whole_windows_to_torchs_kernel(monkeypatch):
@@ -107,8 +119,10 @@ def test_another_device_leaves_whole_windows_to_torchs_kernel(monkeypatch):
     kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **how: asked.append(how) or v)
     q, k, v = (x.detach() for x in qkv(9))
-    attend(*(x.to("meta") for x in (q, k, v)), SCALE)
+    record = LayerRecord()
+    attend(*(x.to("meta") for x in (q, k, v)), SCALE, record=record)
     (how,) = asked
+    assert record.max_logits.shape == (3,)
     torch.testing.assert_close(kernel(q, k, v, **how), textbook(q, k, v), atol=1e-10, rtol=1e-10)
 
 
@@ -118,10 +132,58 @@ def test_another_device_leaves_whole_windows_to_torchs_kernel(monkeypatch):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_largest_logit_of_each_head_comes_with_the_mixtures(length):
     q, k, v = qkv(length)
-    largest = attend_and_measure(q, k, v, SCALE)[1]
+    mixed, largest = measured(q, k, v)
+    assert torch.equal(mixed, ours(q, k, v))
     assert largest.shape == (3,) and largest.dtype == torch.float32 and not largest.requires_grad
     torch.testing.assert_close(largest, largest_logits(q, k, SCALE))
     torch.testing.assert_close(largest.double(), textbook_logits(q, k).amax((0, 2, 3)), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_queries", [1, 5, 64, 130])
+def test_the_largest_logits_of_the_last_queries_are_those_of_their_rows(n_queries):
+    q, k, v = (x.detach() for x in qkv(130))
+    _, largest = measured(q[..., -n_queries:, :], k, v)
+    expected = textbook_logits(q, k)[..., -n_queries:, :].amax((0, 2, 3))
+    torch.testing.assert_close(largest.double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 11, 256])
+def test_the_largest_logits_equal_those_of_a_search_through_all(chunk, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 11, 8, generator=generator) for _ in range(2))
+    expected = [
+        max(0.5 * q[b, h, i].dot(k[b, h, j]).item() for b in range(2) for i in range(11) for j in range(i + 1))
+        for h in range(3)
+    ]
+    torch.testing.assert_close(largest_logits(q, k, 0.5), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("chunk", [2, 256])
+def test_a_huge_logit_in_the_future_does_not_count(chunk, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    q, k = torch.ones(1, 1, 6, 4), torch.ones(1, 1, 6, 4)
+    q[..., 2, :] = 100
+    k[..., 3, :] = 100
+    q[..., 3:, :] = -1  # the huge key is met by these alone
+    assert largest_logits(q, k, 1.0).tolist() == [400.0]
+
+
+def test_the_largest_logits_have_a_sign():
+    q = torch.ones(1, 2, 3, 4)
+    assert largest_logits(q, -q, 1.0).tolist() == [-4.0, -4.0]
+
+
+def test_the_largest_logits_are_those_that_the_number_format_has():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 11, 8, generator=generator).bfloat16() for _ in range(2))
+    exact = largest_logits(q.float(), k.float(), 0.25)
+    rounded = largest_logits(q, k, 0.25)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0, rtol=2**-8)
+    assert torch.equal(rounded, rounded.bfloat16().float())  # the very inputs of the softmax
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(largest_logits(q.float(), k.float(), 0.25), exact)
 
 
 # The future
@@ -159,9 +221,9 @@ def test_bf16_gives_what_fp32_gives_up_to_its_rounding():
 
 def test_autocast_does_not_change_the_format_of_the_logits():
     q, k, v = (x.detach().float() for x in qkv(70))
-    expected = attend_and_measure(q, k, v, SCALE)
+    expected = measured(q, k, v)
     with torch.autocast("cpu", torch.bfloat16):
-        got = attend_and_measure(q, k, v, SCALE)
+        got = measured(q, k, v)
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
@@ -178,7 +240,7 @@ class Sizes(TorchDispatchMode):
 
 
 def test_the_logits_of_all_queries_exist_neither_in_forward_nor_in_backward(monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
     inputs = qkv(64, 4, 4, batch=1, heads=1, dtype=torch.float)
     with Sizes() as forward:
         output = ours(*inputs)
@@ -191,8 +253,16 @@ def test_the_logits_of_all_queries_exist_neither_in_forward_nor_in_backward(monk
     assert plain.largest == 64 * 64
 
 
+def test_the_logits_of_all_queries_never_exist_at_once(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
+    q, k, _ = qkv(64, 4, 4, batch=1, heads=1, dtype=torch.float)
+    with Sizes() as watched:
+        largest_logits(q, k, 1.0)
+    assert 7 * 64 < watched.largest <= 8 * 64
+
+
 def test_half_of_the_weights_are_kept_for_the_gradient(monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         ours(*qkv(64, 4, 4, batch=1, heads=1))

@@ -6,15 +6,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.dropout import Dropout
+from tests.helpers import tiny_config
+from utils.fast import dropout as fast_dropout
+from utils.fast import speed_up
+from utils.model import Dropout, Kimi
 
 SHARES = [0.003, 0.1, 0.5, 0.9]
+
+
+def dropout_of(p):
+    """The layer as it is in a model."""
+    layer = Dropout(p)
+    speed_up(layer)
+    return layer
 
 
 def mask(p, n, seed=0):
     """Which of n values a training forward keeps."""
     torch.manual_seed(seed)
-    return Dropout(p)(torch.ones(n)) != 0
+    return dropout_of(p)(torch.ones(n)) != 0
 
 
 def within_chance(successes, n, p):
@@ -49,7 +59,7 @@ def test_neighbours_are_dropped_independently(p, distance):
 def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p):
     torch.manual_seed(0)
     x = torch.randn(50, 60).T  # of any layout
-    before, y = x.clone(), Dropout(p)(x)
+    before, y = x.clone(), dropout_of(p)(x)
     assert y.shape == x.shape and torch.equal(x, before)
     torch.testing.assert_close(y, torch.where(y == 0, 0.0, x / (1 - p)))
 
@@ -58,7 +68,7 @@ def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p):
 def test_the_expected_value_is_preserved(p):
     torch.manual_seed(0)
     n = 400_000
-    mean = Dropout(p)(torch.ones(n)).double().mean().item()
+    mean = dropout_of(p)(torch.ones(n)).double().mean().item()
     assert abs(mean - 1) < 5 * math.sqrt(p / (1 - p) / n)
 
 
@@ -67,7 +77,7 @@ def test_p_is_met_to_one_in_65536(p, monkeypatch):
     """Under chance that takes every value of its 16 bits exactly once."""
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.int64)
     monkeypatch.setattr(torch.Tensor, "random_", lambda self, *_: self.copy_(every))
-    dropped = (Dropout(p)(torch.ones(2**16)) == 0).sum().item()
+    dropped = (dropout_of(p)(torch.ones(2**16)) == 0).sum().item()
     assert abs(dropped / 2**16 - p) <= 2**-17
 
 
@@ -75,7 +85,7 @@ def test_a_seed_means_a_mask():
     assert torch.equal(mask(0.5, 999, seed=1), mask(0.5, 999, seed=1))
     assert not torch.equal(mask(0.5, 999, seed=1), mask(0.5, 999, seed=2))
     torch.manual_seed(1)
-    dropout = Dropout(0.5)
+    dropout = dropout_of(0.5)
     first, second = dropout(torch.ones(999)), dropout(torch.ones(999))
     assert not torch.equal(first, second)
 
@@ -83,7 +93,7 @@ def test_a_seed_means_a_mask():
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (5,), (3, 7), (2, 3, 5), (0,), (4, 0)])
 def test_any_number_of_values_will_do(shape):
     torch.manual_seed(0)
-    dropout, x = Dropout(0.5), torch.full(shape, 3.0)
+    dropout, x = dropout_of(0.5), torch.full(shape, 3.0)
     results = torch.stack([dropout(x) for _ in range(40)])
     assert results.shape == (40, *shape)
     assert set(results.flatten().tolist()) == ({0.0, 6.0} if x.numel() else set())
@@ -93,13 +103,13 @@ def test_any_number_of_values_will_do(shape):
 def test_the_gradient_passes_where_the_value_passed():
     torch.manual_seed(0)
     x, upstream = torch.randn(37, 11, requires_grad=True), torch.randn(37, 11)
-    y = Dropout(0.3)(x)
+    y = dropout_of(0.3)(x)
     (grad,) = torch.autograd.grad(y, x, upstream)
     torch.testing.assert_close(grad, torch.where(y == 0, 0.0, upstream / 0.7))
     assert 0 < (grad == 0).sum() < grad.numel()
 
 
-@pytest.mark.parametrize("dropout", [Dropout(0.5).eval(), Dropout(0.0), Dropout(0.0).eval()])
+@pytest.mark.parametrize("dropout", [dropout_of(0.5).eval(), dropout_of(0.0), dropout_of(0.0).eval()])
 def test_evaluation_and_a_share_of_zero_change_nothing(dropout):
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     y = dropout(x)
@@ -110,12 +120,20 @@ def test_evaluation_and_a_share_of_zero_change_nothing(dropout):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_number_format_stays(dtype):
     torch.manual_seed(0)
-    y = Dropout(0.5)(torch.full((101,), 3.0, dtype=dtype))
+    y = dropout_of(0.5)(torch.full((101,), 3.0, dtype=dtype))
     assert y.dtype == dtype and set(y.tolist()) == {0.0, 6.0}
 
 
 def test_another_device_uses_torchs_own(monkeypatch):
-    monkeypatch.setattr(F, "dropout", lambda x, p, training, inplace: ("torch's", p, training))
-    dropout = Dropout(0.25)
+    monkeypatch.setattr(F, "dropout", lambda x, p, training: ("torch's", p, training))
+    dropout = dropout_of(0.25)
     assert dropout(torch.ones(3, device="meta")) == ("torch's", 0.25, True)
     assert isinstance(dropout(torch.ones(3)), torch.Tensor)
+
+
+def test_a_models_dropout_is_this_one_by_default():
+    for fast, function in ((True, fast_dropout), (False, F.dropout)):
+        model = Kimi(tiny_config(dropout=0.1), fast=fast)
+        layers = [part for part in model.modules() if isinstance(part, Dropout)]
+        assert len(layers) == 3 and {layer.dropout for layer in layers} == {function}
+        assert {layer.p for layer in layers} == {0.1}
