@@ -95,7 +95,7 @@ def test_the_kernel_is_like_colabs(tmp_path, jupyter_path):
 
 def test_without_an_address_the_first_cell_asks_for_it(tmp_path, jupyter_path):
     cell = nbformat.v4.new_code_cell(colab.first_cell(""))
-    with pytest.raises(CellExecutionError, match="write the address of the course's git repository into the field"):
+    with pytest.raises(CellExecutionError, match="write the address of the course's git repository into REPOSITORY"):
         run_alone(nbformat.v4.new_notebook(cells=[cell]), tmp_path, jupyter_path, "")
 
 

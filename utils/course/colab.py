@@ -28,14 +28,22 @@ DRIVE = "/content/drive"
 FIRST_CELL = """\
 # @title Setup: find the course, or fetch it { display-mode: "form" }
 REPOSITORY = "ADDRESS"  # @param {type:"string"}
-import pathlib, subprocess, sys
-home = next((p for p in (pathlib.Path.cwd(), pathlib.Path.cwd().parent) if (p / "utils/course").is_dir()), None)
+import pathlib
+import subprocess
+import sys
+
+here = pathlib.Path.cwd()
+home = next((folder for folder in (here, here.parent) if (folder / "utils/course").is_dir()), None)
 if home is None:  # this notebook came alone, as it does in Colab
-    assert REPOSITORY, "write the address of the course's git repository into the field REPOSITORY, then run this again"
+    assert REPOSITORY, "write the address of the course's git repository into REPOSITORY above"
     home = pathlib.Path("kimi-k2-from-scratch").resolve()
-    _ = home.exists() or subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, home], check=True)
+    if not home.exists():
+        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, home], check=True)
 sys.path.insert(0, str(home))
-from utils.course.colab import setup; device = setup()"""
+
+from utils.course.colab import setup
+
+device = setup()"""
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _PLACE = re.compile(r"(<!-- colab:(\w+) -->)[^|\n]*")  # a place for a badge: up to the end of the line or table cell
