@@ -55,6 +55,14 @@ def test_what_nbval_does_not_compare_is_asserted(lesson):
 
 
 @every_lesson
+def test_no_line_of_code_is_cut_off_where_the_notebook_is_rendered(lesson):
+    """Pages show about a hundred characters; what is longer can only be scrolled to."""
+    code = [cell.source for cell in lesson.code]
+    code += re.findall(r"```python\n(.*?)```", "\n".join(lesson.text), re.DOTALL)
+    assert not [line for source in code for line in source.splitlines() if len(line) > 100]
+
+
+@every_lesson
 def test_it_begins_with_the_one_first_cell_and_a_place_for_its_badge(lesson):
     assert lesson.code[0].source == first_cell()
     place = f"<!-- colab:{lesson.name} -->"

@@ -21,7 +21,7 @@ from utils.record import LayerRecord
 
 
 class KVCache:
-    """What one attention layer remembers of the positions seen so far, in buffers filled from the front."""
+    """What an attention layer keeps of the positions so far, in buffers filled from the front."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
@@ -32,7 +32,7 @@ class KVCache:
         return torch.arange(self.length, self.length + n, device=device)
 
     def append(self, *new: torch.Tensor) -> list[torch.Tensor]:
-        """Add tensors (..., T, d) of T new positions; return all positions so far, (..., S, d) each.
+        """Add tensors (..., T, d) of T new positions; return all S so far, (..., S, d) each.
 
         Raises ValueError when they do not fit any more.
         """
@@ -122,10 +122,10 @@ class MultiHeadAttention(nn.Module):
         self, x: torch.Tensor, angles: torch.Tensor | None = None, cache: KVCache | None = None,
         record: LayerRecord | None = None, return_weights: bool = False,
     ):  # fmt: skip
-        """x (B, T, D) -> (B, T, D), and with `return_weights` also the attention weights (B, H, T, S).
+        """x (B, T, D) -> (B, T, D), and with `return_weights` also weights (B, H, T, S).
 
-        With a cache, x holds the positions that follow the cached ones; S counts both, else S = T. angles are not used:
-        x knows its positions already.
+        With a cache, x holds the positions that follow the cached ones; S counts both, else S = T.
+        angles are not used: x knows its positions already.
         """
         q = split_heads(self.w_q(x), self.n_heads)  # (B, H, T, d)
         k = split_heads(self.w_k(x), self.n_heads)  # (B, H, T, d)
@@ -143,8 +143,8 @@ class MultiHeadAttention(nn.Module):
     def qk_clip_(self, max_logits: torch.Tensor, tau: float) -> None:
         """QK-Clip (Kimi K2 report, sec. 2.1 and algorithm 1), after the optimizer's update.
 
-        A head whose largest logit, of max_logits (H,), is beyond tau gets smaller query and key weights, so that all
-        its logits shrink by tau / S. The other heads keep every bit.
+        A head whose largest logit, of max_logits (H,), is beyond tau gets smaller query and key
+        weights, so that all its logits shrink by tau / S. The other heads keep every bit.
         """
         gamma = clip_factors(max_logits, tau)  # (H, 1, 1)
         rows_of_heads(self.w_q.weight, self.n_heads).mul_(gamma.sqrt())

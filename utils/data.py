@@ -12,7 +12,7 @@ SPLITS = ("train", "val")
 
 
 def split_stories(stories: Sequence[str], val_fraction: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(training stories, validation stories): a seeded draw of whole stories, at least one on each side."""
+    """(training stories, validation stories): a seeded draw, at least one story on each side."""
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, it must be between 0 and 1")
     if len(stories) < 2:

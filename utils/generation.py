@@ -85,8 +85,9 @@ class Step(NamedTuple):
 def sample(decoder: Decoder, tokens: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> Iterator[Step]:
     """Endless steps after `tokens` (B, T), T at most the block size.
 
-    Each position is computed once and remembered in the cache. When the block is full, the newer half is read again
-    from position 0 and the older half forgotten, so generation goes on for ever at the same speed.
+    Each position is computed once and remembered in the cache. When the block is full, the newer
+    half is read again from position 0 and the older half forgotten, so generation goes on for ever
+    at the same speed.
     """
     model = decoder.model
     block, device = model.config.block_size, model.device

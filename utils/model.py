@@ -43,7 +43,7 @@ def nano_feed_forward(config: NanoConfig, layer: int) -> MoE:
 
 
 def k2_feed_forward(config: K2Config, layer: int) -> FeedForward | MoE:
-    """The feed-forward part of a layer of k2: dense in the first layers, then experts and shared ones."""
+    """The feed-forward part of a layer of k2: dense in the first layers, then experts."""
     if layer < config.first_k_dense:
         return FeedForward(config.d_model, config.dense_ff)
     shared = FeedForward(config.d_model, config.n_shared_experts * config.d_ff) if config.n_shared_experts else None

@@ -23,10 +23,10 @@ SMALLEST = torch.finfo(torch.float32).tiny  # what a sum of scores is at least: 
 
 
 class SoftmaxRouter(nn.Module):
-    """Chooses K of E experts for each token and how much each counts: a softmax over the K largest logits.
+    """Chooses K of E experts for each token and weighs them by a softmax over their K logits.
 
-    Where the configuration weighs a balance loss, the record gets that of the Switch Transformer (arXiv 2101.03961,
-    sec. 2.2), 1 at perfect balance.
+    Where the configuration weighs a balance loss, the record gets that of the Switch Transformer
+    (arXiv 2101.03961, sec. 2.2), 1 at perfect balance.
     """
 
     def __init__(self, config: KimiConfig):
@@ -35,7 +35,7 @@ class SoftmaxRouter(nn.Module):
         self.gate = nn.Linear(config.d_model, config.n_experts, bias=False)
 
     def forward(self, x: torch.Tensor, record: LayerRecord | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (..., D) -> weights (..., K), which sum to 1 for every token, and chosen experts (..., K)."""
+        """x (..., D) -> weights (..., K), which sum to 1 for a token, and experts (..., K)."""
         logits = self.gate(x).float()  # (..., E)
         top, chosen = logits.topk(self.config.top_k, dim=-1)  # (..., K)
         weights = top.softmax(dim=-1)  # over the K experts of one token, never over tokens
@@ -116,10 +116,10 @@ class SigmoidRouter(nn.Module):
 def run_experts(
     x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor
 ) -> torch.Tensor:
-    """The weighted sum of each token's chosen experts: x (N, D), weights and chosen (N, K) -> (N, D).
+    """Each token's weighted sum of experts: x (N, D), weights and chosen (N, K) -> (N, D).
 
-    w_up (E, 2, F, D), value and gate, and w_down (E, D, F) are the experts' matrices. Each expert runs once, on the
-    tokens that chose it and no others.
+    w_up (E, 2, F, D), value and gate, and w_down (E, D, F) are the experts' matrices. Each expert
+    runs once, on the tokens that chose it and no others.
     """
     y = torch.zeros_like(x)  # (N, D)
     for e in range(len(w_up)):
@@ -130,7 +130,7 @@ def run_experts(
 
 
 class Experts(nn.Module):
-    """E gated feed-forward layers, stored as two stacked tensors, run only on the tokens sent to them."""
+    """E gated feed-forward layers in two stacked tensors, run only on the tokens sent to them."""
 
     def __init__(self, config: KimiConfig):
         super().__init__()
@@ -141,7 +141,7 @@ class Experts(nn.Module):
         self.run_experts = run_experts
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """x (N, D), weights (N, K), chosen (N, K) -> (N, D), the weighted sum of each token's chosen experts."""
+        """x (N, D), weights and chosen (N, K) -> (N, D), each token's weighted sum of experts."""
         return self.run_experts(x, weights, chosen, self.w_up, self.w_down)
 
 

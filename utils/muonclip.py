@@ -22,7 +22,7 @@ Orthogonalise = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 @torch.no_grad()
 def clip_gradients_(params: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Scale all gradients by one factor so that their global 2-norm is at most `max_norm`; return the norm before."""
+    """Scale all gradients to a global 2-norm of at most `max_norm`; return the norm before."""
     grads = [p.grad for p in params if p.grad is not None]
     norm = torch.stack([g.norm() for g in grads]).norm()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # stays on the device: no wait for the GPU
@@ -33,10 +33,11 @@ def clip_gradients_(params: Iterable[torch.Tensor], max_norm: float) -> torch.Te
 
 @torch.no_grad()
 def newton_schulz(matrices: torch.Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> torch.Tensor:
-    """Bring all singular values of each matrix near 1 and keep its directions: (..., n, m) -> (..., n, m).
+    """Bring all singular values of each matrix (..., n, m) near 1 and keep its directions.
 
-    Each step applies a s + b s^3 + c s^5 to the singular values, without computing them (Muon, Keller Jordan 2024;
-    Moonlight, arXiv 2502.16982, eq. 2). Leading dimensions are a stack of matrices.
+    Each step applies a s + b s^3 + c s^5 to the singular values, without computing them (Muon,
+    Keller Jordan 2024; Moonlight, arXiv 2502.16982, eq. 2). Leading dimensions are a stack of
+    matrices.
     """
     if matrices.ndim < 2:
         raise ValueError(f"newton_schulz takes matrices, it got a tensor of shape {tuple(matrices.shape)}")
@@ -96,7 +97,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
 class AdamW(ClippingOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
 
-    clip_norm: first scale all gradients so that their global norm is at most this; None leaves them.
+    clip_norm: largest global norm of the gradients, scaled down to it first; None leaves them.
     """
 
     def __init__(
@@ -175,12 +176,13 @@ def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
 
 
 class MuonClip(ClippingOptimizer):
-    """Kimi K2's optimizer for a whole model: one step(record) clips gradients, updates all weights, then clips heads.
+    """Kimi K2's optimizer: one step(record) clips gradients, updates all weights, then clips heads.
 
-    tau: largest attention logit that QK-Clip lets stand; math.inf switches it off. It needs the record of the step's
-    forwards and calls `model.qk_clip_(record, tau)`. lr, weight_decay: shared by Muon and AdamW, whose updates have
-    about the same size. clip_norm: largest global norm of the gradient, None leaves it. betas, eps: AdamW's; momentum,
-    orthogonalise: Muon's.
+    tau: largest attention logit that QK-Clip lets stand; math.inf switches it off. It needs the
+    record of the step's forwards and calls `model.qk_clip_(record, tau)`.
+    lr, weight_decay: shared by Muon and AdamW, whose updates have about the same size.
+    clip_norm: largest global norm of the gradient, None leaves it.
+    betas, eps: AdamW's; momentum, orthogonalise: Muon's.
     """
 
     def __init__(
@@ -199,10 +201,10 @@ class MuonClip(ClippingOptimizer):
         self.model, self.tau, self.orthogonalise = model, tau, orthogonalise
 
     def step(self, record: Record | None = None) -> torch.Tensor:
-        """Clip the gradients, update every parameter that has one, then rescale the heads beyond tau.
+        """Clip the gradients, update every parameter, then rescale the heads beyond tau.
 
-        record: of the forwards that made the gradients. Without one QK-Clip cannot act, and a warning says so. Returns
-        the global norm of the gradient before clipping.
+        record: of the forwards that made the gradients. Without one QK-Clip cannot act, and a
+        warning says so. Returns the global norm of the gradient before clipping.
         """
         norm = super().step()
         if hasattr(self.model, "qk_clip_") and self.tau < math.inf:

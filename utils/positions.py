@@ -63,10 +63,10 @@ def rotary_frequencies(config: K2Config) -> torch.Tensor:
 
 
 def rope(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each channel pair (2i, 2i+1) of position t by angles[t, i] (RoFormer, arXiv 2104.09864, sec. 3.4).
+    """Turn each channel pair (2i, 2i+1) of position t by angles[t, i].
 
-    x (..., T, R), angles (T, R/2) -> (..., T, R). The product of a turned query and a turned key depends on the
-    distance of their positions alone.
+    x (..., T, R), angles (T, R/2) -> (..., T, R). The product of a turned query and a turned key
+    depends on the distance of their positions alone (RoFormer, arXiv 2104.09864, sec. 3.4).
     """
     turns = torch.polar(torch.ones_like(angles), angles)  # (T, R/2) complex: e^(i angle)
     return torch.view_as_real(complex_pairs(x) * turns).flatten(-2).type_as(x)

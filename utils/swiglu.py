@@ -11,13 +11,13 @@ from torch import nn
 
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
-    """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
+    """value * SiLU(gate) of the two halves of the last dimension: (..., 2F) -> (..., F)."""
     value, gate = x.chunk(2, dim=-1)  # (..., F) each
     return value * F.silu(gate)
 
 
 class SwiGLU(nn.Module):
-    """`swiglu` as a layer without weights: (..., 2F) -> (..., F). An odd last dimension raises ValueError."""
+    """`swiglu` as a layer: (..., 2F) -> (..., F). An odd last dimension raises ValueError."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1] % 2:

@@ -27,9 +27,9 @@ __all__ = ["History", "TrainingDiverged", "learning_rate", "make_optimizer", "re
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of `step` (from 0): a linear warm-up, then the peak, then at the end a cosine down to `final_lr` of it.
+    """Rate of `step` (from 0): linear warm-up, peak, at the end a cosine down to `final_lr` of it.
 
-    Kimi K2's schedule (report, sec. 2.5), in shares of the run: warm-up 0.002, decay 0.355, final_lr 0.1.
+    Kimi K2's (report, sec. 2.5), in shares of the run: warm-up 0.002, decay 0.355, final_lr 0.1.
     """
     warmup_steps = round(config.warmup * config.steps)
     decay_steps = round(config.decay * config.steps)

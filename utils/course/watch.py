@@ -11,7 +11,7 @@ LOST = "Once upon a time, there was a little {who} named {name}. {name} had a re
 
 
 def pronouns(model: Kimi) -> dict:
-    """Probabilities of "her" and "his" when a hero has lost a ball: {"her": {"Lily": p, "Tom": p}, "his": ...}."""
+    """Probabilities when a hero has lost a ball: {"her": {"Lily": p, "Tom": p}, "his": ...}."""
     p = {name: next_token_probabilities(model, LOST.format(who=who, name=name)) for who, name in HEROES.values()}
     return {word: {name: p[name][model.tokenizer.encode(word)[0]].item() for name in p} for word in HEROES}
 

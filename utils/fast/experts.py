@@ -28,7 +28,7 @@ TILES_PER_EXPERT = 4  # tiles that an expert with the mean load fills: 1.25 x th
 def run_experts(
     x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor
 ) -> torch.Tensor:
-    """The weighted sum of each token's chosen experts: x (N, D), weights and chosen (N, K) -> (N, D).
+    """Each token's weighted sum of experts: x (N, D), weights and chosen (N, K) -> (N, D).
 
     w_up (E, 2, F, D), value and gate, and w_down (E, D, F) are the experts' matrices.
     """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
-    """value * SiLU(gate), with value and gate the halves of the last dimension: (..., 2F) -> (..., F)."""
+    """value * SiLU(gate) of the two halves of the last dimension: (..., 2F) -> (..., F)."""
     return _SwiGLU.apply(x) if torch.is_grad_enabled() else _value_times_silu(x)
 
 
