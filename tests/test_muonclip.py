@@ -518,7 +518,7 @@ def test_a_step_clips_gradients_then_updates_then_clips_heads(architecture):
     for wrong in (too_early, without):
         assert max((p - wrong[name]).abs().max() for name, p in ours.items()) > 1e-3
     norm = torch.stack([p.grad.norm() for p in ours.values()]).norm().item()
-    assert norm == pytest.approx(1.0, rel=1e-3) and returned == optimizer.grad_norm > 1
+    assert norm == pytest.approx(1.0, rel=1e-3) and returned > 1
 
 
 @every_architecture

@@ -57,16 +57,19 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
     return ones.tril(diagonal=n_keys - n_queries)
 
 
-def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> (B, H, T, S), in fp32.
+def hide_future(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits (B, H, T, S) with -inf where a query may not look.
 
     mask: for a single query, (S,) bool, True for the keys that exist; None for all.
     """
     if logits.shape[-2] > 1:  # the last position looks everywhere
         mask = causal_mask(*logits.shape[-2:], logits.device)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -math.inf)
-    return logits.softmax(dim=-1, dtype=torch.float32)
+    return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+
+
+def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention weights from logits that have their scale: (B, H, T, S) -> same, in fp32; mask as above."""
+    return hide_future(logits, mask).softmax(dim=-1, dtype=torch.float32)
 
 
 def attend(
@@ -75,14 +78,12 @@ def attend(
 ) -> torch.Tensor:  # fmt: skip
     """Causal attention: (B, H, T, d), (B, H, S, d), (B, H, S, d_v) -> mixtures (B, H, T, d_v).
 
-    mask: as for `causal_softmax`. record: takes each head's largest logit of the allowed pairs.
+    mask: as for `hide_future`. record: takes each head's largest logit of the allowed pairs.
     """
-    logits = q @ k.mT * scale  # (B, H, T, S)
+    logits = hide_future(q @ k.mT * scale, mask)  # (B, H, T, S)
     if record is not None:
-        allowed = causal_mask(*logits.shape[-2:], logits.device)  # (T, S)
-        largest = logits.detach().masked_fill(~allowed, -math.inf).amax(dim=(0, 2, 3))  # (H,)
-        record.note_logits(largest.float())
-    return causal_softmax(logits, mask).type_as(v) @ v
+        record.note_logits(logits.detach().amax(dim=(0, 2, 3)).float())  # (H,)
+    return logits.softmax(dim=-1, dtype=torch.float32).type_as(v) @ v
 
 
 def split_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from utils.settings import check_settings, choice, real, refuse_unknown, require, whole
+from utils.settings import check_settings, choice, real, refuse_unknown, require, whole, with_default
 
 NUMBER_FORMATS = ("auto", "fp32", "bf16", "fp16")
 ARCHITECTURES = ("nano", "k2")
@@ -133,13 +133,13 @@ class NanoConfig(KimiConfig):
 class K2Config(KimiConfig):
     """k2: latent attention with rotary positions, a dense layer, then experts behind a sigmoid router."""
 
-    architecture: str = choice("k2", "which of the two models", ARCHITECTURES)
-    d_model: int = whole(224, "D: width of the residual stream")
-    n_layers: int = whole(4, "L: blocks of attention and experts")
-    d_ff: int = whole(64, "F: hidden width of one expert")
-    n_experts: int = whole(32, "E: experts in each layer")
-    top_k: int = whole(8, "K: experts that compute for each token")
-    balance_coef: float = real(0.0, "weight of the load-balancing loss in training, 0 switches it off", *FROM_0)
+    architecture: str = with_default(KimiConfig, "architecture", "k2")
+    d_model: int = with_default(KimiConfig, "d_model", 224)
+    n_layers: int = with_default(KimiConfig, "n_layers", 4)
+    d_ff: int = with_default(KimiConfig, "d_ff", 64)
+    n_experts: int = with_default(KimiConfig, "n_experts", 32)
+    top_k: int = with_default(KimiConfig, "top_k", 8)
+    balance_coef: float = with_default(KimiConfig, "balance_coef", 0.0)
     q_lora_rank: int = whole(48, "width of the query latent")
     kv_lora_rank: int = whole(16, "C: width of the latent that keys and values share")
     qk_nope_head_dim: int = whole(32, "channels of a head's query and key without rotation")

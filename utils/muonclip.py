@@ -74,20 +74,19 @@ class ClippingOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(self).__name__}'s clip_norm is {clip_norm!r}, it must be above 0 or None")
         super().__init__(params, defaults)
         self.clip_norm = clip_norm
-        self.grad_norm = torch.zeros(())  # the global norm before clipping, of the last step
 
     @torch.no_grad()
     def step(self, record: Record | None = None) -> torch.Tensor:
-        """One update of every parameter that has a gradient; returns the global norm before clipping.
+        """One update of every parameter that has a gradient; returns the global norm before clipping, 0 without it.
 
         record: what the forwards left behind, for those that need it.
         """
+        norm = torch.zeros(())
         if self.clip_norm is not None:
-            params = [p for group in self.param_groups for p in group["params"]]
-            self.grad_norm = clip_gradients_(params, self.clip_norm)
+            norm = clip_gradients_([p for group in self.param_groups for p in group["params"]], self.clip_norm)
         for group in self.param_groups:
             self.update_group(group, [p for p in group["params"] if p.grad is not None])
-        return self.grad_norm
+        return norm
 
     def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
         """Update these parameters of a group, all of which have a gradient."""

@@ -53,6 +53,11 @@ def choice(default: str, help: str, options: tuple[str, ...]):
     return _declare(default, Setting(str, help, f"one of {', '.join(options)}", lambda value: value in options))
 
 
+def with_default(config: type, name: str, default):
+    """The field `name` of a configuration for one that inherits from it, with another default."""
+    return _declare(default, settings_of(config)[name])
+
+
 def settings_of(config: type) -> dict[str, Setting]:
     """The declared fields of a configuration, by name."""
     return {field.name: field.metadata["setting"] for field in fields(config)}

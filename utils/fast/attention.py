@@ -29,7 +29,7 @@ def attend(
     whole = n_queries == n_keys
     if whole and q.device.type == "cpu":
         with full_precision(q.device):
-            mixed, largest = _ChunkedAttention.apply(q, k, v, scale)
+            mixed, largest = _ChunkedAttention.apply(q, k, v, scale, record is not None)
         if record is not None:
             record.note_logits(largest)
         return mixed
@@ -76,16 +76,19 @@ class _ChunkedAttention(torch.autograd.Function):
     """The textbook's attention and its gradient; of the weights only the allowed half and a chunk's triangle exist."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale):
+    def forward(ctx, q, k, v, scale, measure):
         ctx.scale, ctx.shape = scale, q.shape[:2]
         q, k, v = (x.flatten(0, 1) for x in (q * scale, k, v))  # (B * H, T, d), (B * H, T, d), (B * H, T, d_v)
         mixed, kept, largest = torch.empty_like(v), [], []
         for start, end in _chunks(q.shape[1]):
             logits = _masked_logits(q[:, start:end], k[:, :end])  # (B * H, t, end)
-            largest.append(logits.amax(dim=(1, 2)))  # (B * H,)
+            if measure:
+                largest.append(logits.amax(dim=(1, 2)))  # (B * H,)
             kept.append(logits.softmax(dim=-1))
             mixed[:, start:end] = kept[-1] @ v[:, :end]
         ctx.save_for_backward(q, k, v, mixed, *kept)
+        if not measure:
+            return mixed.unflatten(0, ctx.shape), None
         largest = torch.stack(largest).amax(dim=0).unflatten(0, ctx.shape).amax(dim=0).float()  # (H,)
         ctx.mark_non_differentiable(largest)
         return mixed.unflatten(0, ctx.shape), largest
@@ -104,4 +107,4 @@ class _ChunkedAttention(torch.autograd.Function):
             grad_q[:, start:end] = grad_logits @ k[:, :end]
             grad_k[:, :end].baddbmm_(grad_logits.mT, q[:, start:end])
         grads = (grad_q * ctx.scale, grad_k, grad_v)
-        return *(grad.unflatten(0, ctx.shape) for grad in grads), None
+        return *(grad.unflatten(0, ctx.shape) for grad in grads), None, None
