@@ -35,6 +35,7 @@ def test_a_reader_tells_stops_looks_and_saves(tmp_path: Path):
         prompt = control(page, "Prompt")
         prompt.fill(PROMPT)
         button(page, "Generate").click()
+        telling(page)
         lengths = [grown(page, more_than=len(PROMPT))]
         for _ in range(4):  # it grows under the reader's eyes
             lengths.append(grown(page, more_than=lengths[-1]))
@@ -56,12 +57,15 @@ def test_a_reader_tells_stops_looks_and_saves(tmp_path: Path):
         page.wait_for_function(f"() => {COLOUR_OF_30} !== {json.dumps(by_probability[30])}")
         assert 2 < len(set(colours(words))) <= 9  # eight experts, and none for what was not read
 
+        stopped_at = grown(page, more_than=0)
         button(page, "Continue").click()
-        grown(page, more_than=0)
+        telling(page)
+        grown(page, more_than=stopped_at)
         waits.append(stop(page, lambda: page.keyboard.press("Escape")))
         assert words.count() > told
 
         prompt.press("Enter")
+        telling(page)
         grown(page, more_than=len(PROMPT))
         waits.append(stop(page, lambda: page.keyboard.press("Escape")))
         assert min(waits) < 0.3, waits
@@ -89,6 +93,11 @@ COLOUR_OF_30 = "getComputedStyle(document.querySelectorAll('.story-demo .words b
 
 def colours(words) -> list[str]:
     return words.evaluate_all("all => all.map(word => getComputedStyle(word).backgroundColor)")
+
+
+def telling(page) -> None:
+    """Wait until the page shows that a story is told: until then the status and the story are still those before."""
+    page.wait_for_selector("text='telling ...'")
 
 
 def grown(page, more_than: int) -> int:

@@ -1,7 +1,8 @@
-"""Words as readable English: where spaces and capitals go when a list of lower-case tokens becomes a text."""
+"""Ids as text, piece by piece: `Detokenizer` for words, which need spaces and capitals, `ByteDetokenizer` for bytes."""
 
 from __future__ import annotations
 
+import codecs
 import operator
 from collections import deque
 
@@ -149,3 +150,40 @@ class Detokenizer:
         if token in _DETERMINERS:  # but: "Hello!" Her mom said, "You are late."
             return third in _REPORTING and fourth in (None, ".", EOS)
         return token in _REPORTING or (token in _PRONOUNS and second in _REPORTING)  # not "Hello!" Lily said
+
+
+class ByteDetokenizer:
+    """Turns ids into text piece by piece: `push` each id, then `flush`. A character waits until its last byte is there.
+
+    Bytes that are no UTF-8 come out as U+FFFD, the sign for "not a character".
+    """
+
+    def __init__(self, tokens: dict[int, bytes]):
+        self._tokens = tokens
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.waiting = 0  # tokens whose text is not certain yet
+
+    def push(self, token_id: int) -> str:
+        """Take one id; returns the text that has become certain. Raises ValueError for an unknown id."""
+        text = self._characters.decode(token_of(self._tokens, token_id))
+        incomplete = bool(self._characters.getstate()[0])
+        self.waiting = (0 if text else self.waiting) + 1 if incomplete else 0
+        return text
+
+    def flush(self) -> str:
+        """The text held back. More ids may be pushed; they continue the text."""
+        self.waiting = 0
+        return self._characters.decode(b"", final=True)
+
+    def rest(self) -> list[str]:
+        """What `flush` returns, token by token."""
+        n = self.waiting
+        return [self.flush(), *[""] * (n - 1)] if n else []
+
+
+def token_of(tokens: dict[int, bytes], token_id: int) -> bytes:
+    """The bytes of one id. Raises ValueError where it has none."""
+    token_id = operator.index(token_id)  # an int, or an element of a tensor
+    if token_id not in tokens:
+        raise ValueError(f"id {token_id} is no token, it must be one of the {len(tokens)} up to {max(tokens)}")
+    return tokens[token_id]
