@@ -181,6 +181,22 @@ def test_halves_are_the_pair_that_training_joined(tok):
     assert halves(b"a", tok.ranks) == [b"a"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text", "pretokens"),
+    [
+        ("gpt2", "Don't  stop, it's 12345!", ["Don", "'t", " ", " stop", ",", " it", "'s", " 12345", "!"]),
+        ("gpt2", "I'LL 猫x\n\n a", ["I", "'", "LL", " 猫x", "\n\n", " a"]),
+        ("kimi", "Don't  stop, IT'S 12345!", ["Don't", " ", " stop", ",", " IT'S", " ", "123", "45", "!"]),
+        ("kimi", "myName HTMLPage", ["my", "Name", " HTMLPage"]),
+        ("kimi", "a猫b，猫 猫é", ["a", "猫", "b", "，", "猫", " ", "猫", "é"]),
+        ("kimi", "};\r\n\r\n  x", ["};\r\n\r\n", " ", " x"]),
+    ],
+)
+def test_how_a_text_is_cut(pattern, text, pretokens):
+    tok = BPETokenizer.train([text] * 99, 500, pattern)  # so often that every pre-token becomes one token
+    assert tok.pieces(text) == pretokens
+
+
 # ---------------------------------------------------------------------------------------------- specials
 
 
@@ -231,6 +247,15 @@ def test_a_stream_gives_the_ids_of_the_whole(tok, size, specials):
     assert list(tok.encode_stream(chunks, specials)) == tok.encode(text, specials)
 
 
+@pytest.mark.parametrize("size", [1, 3, 6, 100])
+def test_a_stream_waits_for_the_longer_of_two_specials(size):
+    tok = BPETokenizer({byte: i for i, byte in enumerate(BYTES)}, "gpt2", {"<a>": 256, "<a><b>": 257})
+    text = "x<a><b>y<a>z<a><a><b>"
+    chunks = [text[i : i + size] for i in range(0, len(text), size)]
+    assert list(tok.encode_stream(chunks, specials=True)) == tok.encode(text, specials=True)
+    assert tok.encode(text, specials=True).count(257) == 2
+
+
 def test_a_stream_of_a_file_needs_little_memory(tok, tmp_path: Path):
     file = tmp_path / "long.txt"
     file.write_text("Once upon a time there was a cat.\n" * 30_000, encoding="utf-8")  # 1 MB
@@ -246,7 +271,8 @@ def test_text_appears_when_its_last_byte_is_there(tok):
     ids = tok.encode_bytes("é👍!".encode())
     detokenizer = BPETokenizer({byte: i for i, byte in enumerate(BYTES)}).detokenizer()
     single = [BYTES.index(bytes([byte])) for byte in "é👍!".encode()]
-    assert [detokenizer.push(i) for i in single] == ["", "é", "", "", "", "👍", "!"]
+    seen = [(detokenizer.push(i), detokenizer.waiting) for i in single]
+    assert seen == [("", 1), ("é", 0), ("", 1), ("", 2), ("", 3), ("👍", 0), ("!", 0)]
     assert detokenizer.flush() == "" and tok.decode(ids) == "é👍!"
 
 
