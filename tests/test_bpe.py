@@ -1,6 +1,7 @@
 """Byte-pair encoding: the merges of the Rust trainer, the ids of two other encoders, and every text back as it was."""
 
 import copy
+import json
 import os
 import pickle
 import random
@@ -14,8 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.bpe import PATTERNS, BPETokenizer
+from utils.checkpoint import load_model, save_checkpoint
+from utils.config import KimiConfig
+from utils.generation import generate, next_token_probabilities, stream
 from utils.merges import BYTES, halves, join, learn
+from utils.model import Kimi
+from utils.panel.reading import Reading
+from utils.presets import PRESETS
 from utils.stories import PATH_VARIABLE, builtin_stories, load_stories
+from utils.tokenizer import tokenizer_from_dict
 
 EOS = "<|endoftext|>"
 TEXTS = {
@@ -331,3 +339,45 @@ def test_another_file_is_refused_in_one_sentence(tmp_path: Path, content):
     (tmp_path / "tok.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"tok.json is not a saved BPETokenizer"):
         BPETokenizer.load(tmp_path / "tok.json")
+
+
+# ---------------------------------------------------------------------------------------------- with a model
+
+
+@pytest.fixture(scope="module")
+def byte_model():
+    """An untrained model over single bytes and one reserved special: most of what it tells is no UTF-8."""
+    tok = BPETokenizer({byte: i for i, byte in enumerate(BYTES)}, "kimi", {EOS: 256, "<reserved>": 258})
+    model = Kimi(KimiConfig.small("k2", len(tok), **PRESETS["k2"]["smoke"].model))
+    model.tokenizer = tok
+    return model.eval()
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time ", "  \n", "", "猫 said"])
+def test_a_story_continues_the_prompt_as_it_was_typed(byte_model, prompt):
+    told = generate(byte_model, prompt, 60, seed=3)
+    assert told.startswith(prompt) and len(told) > len(prompt)
+    assert "".join(stream(byte_model, prompt, 60, seed=3)) == told
+    reading = Reading(byte_model, prompt, seed=3)
+    assert len(list(reading.tell(25))) == 25 and len(list(reading.tell(35))) == 35
+    assert reading.text == told and len(reading.words) == len(byte_model.tokenizer.encode(prompt)) + 60
+    assert json.loads(json.dumps(reading.to_dict()))["text"] == told
+
+
+def test_ids_that_stand_for_nothing_are_never_told(byte_model):
+    assert byte_model.tokenizer.never_told == [257, 258]
+    p = next_token_probabilities(byte_model, "a", temperature=2.0)
+    assert p[257] == p[258] == 0 and p[256] > 0 and (p[:256] > 0).all()
+
+
+def test_a_checkpoint_keeps_it(byte_model, tmp_path: Path):
+    save_checkpoint(tmp_path, byte_model, step=0)
+    loaded, _ = load_model(tmp_path)
+    assert loaded.tokenizer.to_dict() == byte_model.tokenizer.to_dict()
+    assert generate(loaded, "a", 20, seed=1) == generate(byte_model, "a", 20, seed=1)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"type": []}, {"type": "Tokenizer"}, {"type": "BPETokenizer"}])
+def test_what_is_no_tokenizer_is_refused(state):
+    with pytest.raises(ValueError, match=r"a tokenizer's type is|its version is"):
+        tokenizer_from_dict(state)

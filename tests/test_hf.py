@@ -26,10 +26,12 @@ import tokenizers
 import transformers
 
 from tests.helpers import random_tokens, tiny_model
+from utils.bpe import PATTERNS, BPETokenizer
 from utils.config import KimiConfig
 from utils.decoding import Decoder
 from utils.generation import Sampling, generate, sample
 from utils.hf import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN_FIXED, export_hf, import_hf
+from utils.merges import BYTES
 from utils.model import Kimi, count_parameters
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
@@ -579,7 +581,7 @@ def test_only_a_tokenizer_of_ours_is_taken_for_one(tmp_path):
 # ----------------------------------------------------------------------------------------- tokenizer
 
 
-def exported(tok: WordTokenizer, folder):
+def exported(tok: WordTokenizer | BPETokenizer, folder):
     """`tok` as transformers reads it."""
     model = random_model(n_layers=1, first_k_dense=0, vocab_size=len(tok))
     model.tokenizer = tok
@@ -708,6 +710,64 @@ def test_any_ids_are_read_back_from_their_text(tricky, ids):
     assert tricky(tricky.decode(ids))["input_ids"] == ids
 
 
+# -------------------------------------------------------------------------------- byte-pair encoding
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def bpe_pair(request, pair, tmp_path_factory):
+    """Byte-pair encoding of a few stories, so that many others hold bytes alone, and the same one in transformers."""
+    stories = pair[2]
+    tok = BPETokenizer.train(
+        [*stories[:300], "床前明月光，疑是地上霜。" * 3, "एक छोटी लड़की थी। " * 3], 1500, request.param
+    )
+    return tok, exported(tok, tmp_path_factory.mktemp(request.param)), stories
+
+
+HARD_TEXTS = [
+    "Don't  stop, IT'S 12345!\n\n\tdef f(x):\r\n        return 'a'  ",
+    " 床前明月光，2024年 猫a猫 एक छोटी लड़की थी। 👩‍👩‍👧‍👦 e\u0301 \u3000 \x1c \x85 ſ'ſ İ",
+    "", " ", "\n", "a<unk>b",
+]  # fmt: skip
+
+
+def test_bpe_gets_the_same_ids_and_the_same_text_in_transformers(bpe_pair):
+    ours, theirs, stories = bpe_pair
+    for text in [*stories[:5000], *HARD_TEXTS]:
+        ids = theirs(text)["input_ids"]
+        assert ids == ours.encode(text) and theirs.decode(ids) == text
+
+
+def test_specials_of_bpe_are_those_of_transformers(bpe_pair):
+    ours, theirs, _ = bpe_pair
+    end = ours.eos_id
+    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id, theirs.unk_token_id) == (end, end, end, None)
+    text = "The end.  <|endoftext|> Once"
+    assert theirs(text)["input_ids"] == ours.encode(text, specials=True)
+    assert theirs.decode(ours.encode(text, specials=True)) == text
+
+
+def test_a_bpe_model_comes_back_with_its_tokenizer(bpe_pair, tmp_path):
+    ours, _, _ = bpe_pair
+    model = random_model(n_layers=1, first_k_dense=0, vocab_size=len(ours))
+    model.tokenizer = ours
+    export_hf(model, tmp_path)
+    assert import_hf(tmp_path).tokenizer.to_dict() == ours.to_dict()
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    for change in ({"decoder": None}, {"added_tokens": []}, {"added_tokens": None}, {"normalizer": {"type": "NFC"}}):
+        file.write_text(json.dumps(state | change), encoding="utf-8")
+        assert import_hf(tmp_path).tokenizer is None
+    state["model"]["merges"].reverse()
+    file.write_text(json.dumps(state), encoding="utf-8")
+    assert import_hf(tmp_path).tokenizer is None
+
+
+def test_ranks_whose_tokens_no_merge_makes_have_no_form_in_transformers(tmp_path):
+    ranks = {byte: i for i, byte in enumerate(BYTES)} | {b"abc": 256}
+    with pytest.raises(ValueError, match=r"the token b'abc' is not made of two others"):
+        exported(BPETokenizer(ranks), tmp_path)
+
+
 # ---------------------------------------------------------------------------------------- generation
 
 PROMPTS = ["Once upon a time", "", "Lily didn't", 'The dog said, "', "A zebra's"]
@@ -730,3 +790,14 @@ def test_a_pipeline_tells_our_greedy_story(favourite, tmp_path):
         assert theirs.startswith(prompt)
         lengths.add(len(ours.tokenizer.encode(theirs)))
     assert favourite != "<|endoftext|>" or min(lengths) < 40
+
+
+def test_a_pipeline_tells_our_greedy_story_in_bytes(bpe_pair, tmp_path):
+    tok = bpe_pair[0]
+    ours = random_model(n_layers=2, vocab_size=len(tok), block_size=64)
+    ours.tokenizer = tok
+    export_hf(ours, tmp_path)
+    tell = transformers.pipeline("text-generation", model=str(tmp_path), device="cpu")
+    for prompt in ["Once upon a time", "Lily ", "床前", "  \n"]:
+        theirs = tell(prompt, max_new_tokens=30)[0]["generated_text"]
+        assert theirs == generate(ours, prompt, 30, temperature=0)

@@ -54,10 +54,11 @@ class BPETokenizer:
 
     ranks: every token's bytes and its id; all 256 single bytes are among them. pattern: "gpt2" or "kimi", how a text is
     cut before. specials: the names of tokens that stand for no text, with ids that no rank has; the first one ends a
-    text. Raises ValueError where these do not fit together.
+    text. `words` are the tokens as one reads them. Raises ValueError where these do not fit together.
     """
 
     unk_id = None  # no text is unknown
+    keeps_spaces = True
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = "gpt2", specials: dict[str, int] | None = None):
         if not isinstance(pattern, str) or pattern not in PATTERNS:
@@ -73,6 +74,8 @@ class BPETokenizer:
         if not specials or "" in specials:
             raise ValueError("specials must be names, the first of which ends a text")
         self.eos_id = next(iter(specials.values()))
+        self.words = [self._tokens.get(i, b"").decode("utf-8", "replace") for i in range(len(self))]
+        self.never_told = sorted(set(range(len(self))) - set(ranks.values()) - {self.eos_id})
         self._pretokens = regex.compile(PATTERNS[pattern], regex.V1)
         self._specials = regex.compile("|".join(map(regex.escape, sorted(specials, key=len, reverse=True))))
         self._known: dict[str, list[int]] = {}  # pre-tokens met before
@@ -173,10 +176,6 @@ class BPETokenizer:
             detokenizer.push(i)
         detokenizer.flush()
         return detokenizer
-
-    def name(self, token_id: int) -> str:
-        """The token as one reads it, its space included."""
-        return self.decode([token_id])
 
     def to_dict(self) -> dict:
         """Everything `from_dict` needs, as plain JSON values."""

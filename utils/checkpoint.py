@@ -15,7 +15,7 @@ import torch
 from utils.config import K2Config, KimiConfig, NanoConfig, from_dict
 from utils.files import write_atomically
 from utils.model import Kimi
-from utils.tokenizer import WordTokenizer
+from utils.tokenizer import tokenizer_from_dict
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "kimi-k2-from-scratch checkpoint 3"
@@ -80,5 +80,5 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ki
     model = Kimi(from_dict(KimiConfig, state["config"]))
     model.load_state_dict(state["model"])
     if state["tokenizer"] is not None:
-        model.tokenizer = WordTokenizer.from_dict(state["tokenizer"])
+        model.tokenizer = tokenizer_from_dict(state["tokenizer"])
     return model.to(device).eval(), state["step"]

@@ -70,6 +70,11 @@ class Detokenizer:
         self._waiting.append(self._words[token_id])
         return self._next() if len(self._waiting) > 3 else ""
 
+    @property
+    def waiting(self) -> int:
+        """How many tokens have a text that is not certain yet."""
+        return len(self._waiting)
+
     def flush(self) -> str:
         """The text held back.  More ids may be pushed; they continue the text."""
         return "".join(self.rest())
@@ -187,3 +192,14 @@ def token_of(tokens: dict[int, bytes], token_id: int) -> bytes:
     if token_id not in tokens:
         raise ValueError(f"id {token_id} is no token, it must be one of the {len(tokens)} up to {max(tokens)}")
     return tokens[token_id]
+
+
+def texts_of(detokenizer: Detokenizer | ByteDetokenizer, ids: list[int]) -> list[str]:
+    """The text of each id; of a character that takes several tokens, the first has it all and the others nothing."""
+    texts = []
+    for pushed, i in enumerate(ids, 1):
+        text = detokenizer.push(i)
+        while len(texts) < pushed - detokenizer.waiting:
+            texts.append(text)
+            text = ""
+    return texts + detokenizer.rest()

@@ -96,7 +96,7 @@ def sample(decoder: Decoder, tokens: torch.Tensor, sampling: Sampling, generator
     seen = torch.zeros(len(tokens), model.config.vocab_size, dtype=torch.bool, device=device)  # (B, V)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     if model.tokenizer is not None:
-        never[model.tokenizer.unk_id] = True  # a story has no unknown words
+        never[model.tokenizer.never_told] = True  # such as <unk>
     while True:
         seen.scatter_(1, new, True)
         record = Record()
@@ -137,10 +137,10 @@ def stream(
 
 
 def _pieces(tok, prompt: str, ids: list[int], steps: Iterator[Step], stop_at_eos: bool) -> Iterator[str]:
-    shown = prompt.rstrip()  # the reader's own words, not their lower-cased reading
+    shown = prompt if tok.keeps_spaces else prompt.rstrip()  # the reader's own words, not their lower-cased reading
     if ids == [tok.eos_id]:
         detokenizer = tok.detokenizer()
-        shown = shown and shown + " "
+        shown = shown and shown + " "  # of words that are not known
     else:
         detokenizer = tok.detokenizer(after=ids)
     yield shown

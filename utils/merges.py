@@ -11,6 +11,7 @@ from itertools import pairwise
 # The ids of the 256 bytes, in GPT-2's order, which every published file of ranks has kept: signs that can be printed
 # come first, so that '!' is 0.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+N_PRINTABLE = len(_PRINTABLE)
 BYTES = [bytes([b]) for b in [*_PRINTABLE, *sorted(set(range(256)) - set(_PRINTABLE))]]
 
 

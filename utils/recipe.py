@@ -14,7 +14,7 @@ from utils.data import TokenData, split_stories
 from utils.model import Kimi
 from utils.presets import PRESETS
 from utils.stories import NoValidationSplit, load_stories
-from utils.tokenizer import WordTokenizer
+from utils.tokenizer import WordTokenizer, tokenizer_from_dict
 
 
 class Ingredients(NamedTuple):
@@ -78,7 +78,7 @@ def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | No
     if run is None:
         tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
     else:
-        tok = WordTokenizer.from_dict(load_checkpoint(run)["tokenizer"])
+        tok = tokenizer_from_dict(load_checkpoint(run)["tokenizer"])
     data = TokenData.from_stories(train_stories, tok, validation=val_stories)
     shape = KimiConfig.small(recipe["architecture"], len(tok), **recipe["model"])
     model = Kimi(shape, seed=config.seed).to(device)

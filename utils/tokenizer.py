@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from utils.bpe import BPETokenizer
 from utils.detokenizer import EOS, SPECIALS, UNK, Detokenizer
 from utils.files import write_text
 
-__all__ = ["EOS", "SPECIALS", "UNK", "Detokenizer", "WordTokenizer"]
+__all__ = ["EOS", "SPECIALS", "UNK", "BPETokenizer", "Detokenizer", "WordTokenizer", "tokenizer_from_dict"]
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -47,6 +48,8 @@ class WordTokenizer:
     Raises ValueError if `words` is not such a list of different tokens.
     """
 
+    keeps_spaces = False  # they are put where English has them
+
     def __init__(self, words: list[str]):
         if not isinstance(words, list) or words[:2] != SPECIALS:
             raise ValueError(f"words must be a list that begins with {SPECIALS}")
@@ -58,6 +61,7 @@ class WordTokenizer:
         if len(self._ids) < len(words):
             raise ValueError(f"words must differ, {Counter(words).most_common(1)[0][0]!r:.60} stands twice")
         self.unk_id, self.eos_id = self._ids[UNK], self._ids[EOS]
+        self.never_told = [self.unk_id]  # a story has no unknown words
 
     @classmethod
     def train(cls, texts: Iterable[str], min_count: int = 1, max_size: int | None = None) -> WordTokenizer:
@@ -150,3 +154,12 @@ class WordTokenizer:
             return cls.from_dict(json.loads(content.decode("utf-8")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved WordTokenizer: {error}") from error
+
+
+def tokenizer_from_dict(state: dict) -> WordTokenizer | BPETokenizer:
+    """The tokenizer of either kind that `to_dict` described; raises ValueError if `state` is nothing of the kind."""
+    kinds = {kind.__name__: kind for kind in (WordTokenizer, BPETokenizer)}
+    name = state.get("type") if isinstance(state, dict) else None
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(f"a tokenizer's type is {name!r:.60}, it must be one of {', '.join(kinds)}")
+    return kinds[name].from_dict(state)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from utils.decoding import Decoder
+from utils.detokenizer import texts_of
 from utils.generation import Sampling, prompt_ids, sample
 from utils.model import Kimi
 from utils.record import Record
@@ -40,25 +41,22 @@ class Reading:
     """
 
     def __init__(self, model: Kimi, prompt: str = "Once upon a time", seed: int = 0, **settings):
-        self.tokenizer, self.prompt, self.seed = model.tokenizer, prompt.rstrip(), seed
+        self.tokenizer, self.seed = model.tokenizer, seed
         self.sampling = Sampling(**settings)
         self.ended = False  # the model said <|endoftext|>
         ids = prompt_ids(model, prompt)
+        self.prompt = prompt if self.tokenizer.keeps_spaces else prompt.rstrip()
         is_empty = ids == [self.tokenizer.eos_id]  # no known word: a new story
-        texts = self.tokenizer.pieces(self.prompt) or self._texts(ids)
+        texts = self.tokenizer.pieces(self.prompt) or texts_of(self.tokenizer.detokenizer(), ids)
         self.words = [] if is_empty else [Word(i, text) for i, text in zip(ids, texts, strict=True)]
         self.n_prompt = len(self.words)
-        self._said = {word.token for word in self.words if self.name(word.token)[0].isalnum()}
+        self._said = {word.token for word in self.words if self.name(word.token).strip()[:1].isalnum()}
         self._unread = list(self.words) or [Word(ids[0])]  # what the model reads in its next step
         self._silent: deque[Word] = deque()  # words whose text is not certain yet
         self._detokenizer = self.tokenizer.detokenizer(after=[] if is_empty else ids)
         self._decoder = Decoder(model)
         generator = torch.Generator().manual_seed(seed)
         self._steps = sample(self._decoder, torch.tensor([ids]), self.sampling, generator)
-
-    def _texts(self, ids: list[int]) -> list[str]:
-        detokenizer = self.tokenizer.detokenizer()
-        return [text for i in ids if (text := detokenizer.push(i))] + detokenizer.rest()
 
     @property
     def text(self) -> str:
@@ -87,8 +85,9 @@ class Reading:
                 self.words.append(word)
                 self._unread = [word]
                 self._silent.append(word)
-                if text := self._detokenizer.push(token):
-                    self._silent.popleft().text = text
+                text = self._detokenizer.push(token)
+                while len(self._silent) > self._detokenizer.waiting:
+                    self._silent.popleft().text, text = text, ""
                 yield word
         finally:  # of a copy: what is told later may still change a space or a capital
             for word, text in zip(self._silent, copy.deepcopy(self._detokenizer).rest(), strict=False):
