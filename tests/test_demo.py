@@ -379,7 +379,7 @@ def test_a_click_on_a_word_names_the_experts_that_read_it(panel):
     column = panel.columns[0]
     for place, word in enumerate(column.reading.words):
         column.words.value = place
-        found = re.findall(r"layer (\d+): read by experts ([\d, ]+\d)", Page(column.details.value).text)
+        found = re.findall(r"layer (\d+): read by experts (\d+(?:, \d+)*)", Page(column.details.value).text)
         assert {int(n) - 1: [int(e) for e in experts.split(", ")] for n, experts in found} == word.experts
 
 

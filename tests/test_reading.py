@@ -173,7 +173,7 @@ def test_the_prompt_keeps_the_spelling_of_the_reader(model, prompt):
 def test_a_prompt_that_cannot_be_cut_is_shown_as_it_is_read(model):
     reading = read(model, "İ CAT", 5)
     prompt = reading.words[: reading.n_prompt]
-    assert reading.text.startswith("İ CAT ") and ids(reading)[:3] == model.tokenizer.encode("İ CAT")
+    assert reading.text.startswith("İ CAT") and ids(reading)[:3] == model.tokenizer.encode("İ CAT")
     assert model.tokenizer.encode("".join(word.text for word in prompt)) == ids(reading)[:3]
 
 
