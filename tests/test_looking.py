@@ -18,7 +18,9 @@ TEXT = (
 )
 LOOKS = {
     "generate": lambda model, data, folder: generate(model, "once", 20, seed=0),
-    "a stream left half-way": lambda model, data, folder: [next(pieces) for pieces in [stream(model, "once")] * 2],
+    "a stream left half-way": lambda model, data, folder: [
+        next(pieces) for pieces in [stream(model, "once", seed=0)] * 2
+    ],
     "tell_stories": lambda model, data, folder: tell_stories(model, 3, max_new_tokens=9),
     "next_token_probabilities": lambda model, data, folder: next_token_probabilities(model, "once"),
     "a reading": lambda model, data, folder: list(Reading(model, "once").tell(9)),
