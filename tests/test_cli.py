@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.__main__ import build_parser, main
+from utils.__main__ import COMMANDS, main, quoted
 from utils.checkpoint import load_checkpoint, load_model
 from utils.config import KimiConfig, TrainConfig
 from utils.generation import Sampling
+from utils.grammar import builtin_stories
 from utils.hf import import_hf
+from utils.options import build_parser
 from utils.presets import PRESETS, Preset
+from utils.recipe import read_recipe
 from utils.run_state import RunState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +176,7 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
     empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
     empty.write_text("")
     latin.write_bytes("Once upon a café".encode("latin-1"))
-    for file, message in ((empty, "holds no story"), (latin, "line 1: the text is not UTF-8")):
+    for file, message in ((empty, "holds no text"), (latin, "line 1: the text is not UTF-8")):
         assert message in error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "x", "--source", file)
     assert "there is no checkpoint" in error_of(capsys, "generate", "--run", tmp_path / "x")
     assert "there is no checkpoint at" in error_of(capsys, "train", "--run", tmp_path / "x", "--resume")
@@ -198,8 +201,122 @@ def test_resume_takes_no_other_options(run, capsys):
     assert "leave out --steps" in error_of(capsys, "train", "--run", run, "--resume", "--steps", "9")
 
 
+# Texts of any kind
+
+HINDI = "एक दिन सीता ने बिल्ली देखी और वह हिन्दी में बोली कि मौसम अच्छा है। "
+END = "\n<|endoftext|>\n"
+RABBITS = "".join(
+    f"从前有{one}{other}兔在林中跳舞，后来回家了。{END}" for one in "红黄蓝白黑灰" for other in "大小老新旧高"
+)
+TEXTS = {  # what a person comes with: file by file
+    "play.txt": "FIRST CITIZEN:\nBefore we proceed, hear me speak.\n\nALL:\nSpeak!\n\n" * 40,
+    "names.txt": "\n".join(f"{a}{b}{c}" for a in "abcdefgh" for b in "klmnoprst" for c in ("ana", "leo")),
+    "tales.txt": "\n\n".join(builtin_stories(400)),
+    "chinese.txt": RABBITS,
+    "hindi.txt": f"{HINDI}{END}" * 30,
+    "arabic.jsonl": "".join(
+        f'{{"story": "كَانَ يَا مَا كَانَ {word} صغيرة. ذهبت إلى السوق يوما."}}\n' for word in "بتثجحخد" * 3
+    ),
+    "emoji.csv": "id,tale\n"
+    + "".join(f"{i},the {animal} 👩‍👩‍👧 ran 🎉 home\n" for i, animal in enumerate("🐶🐱🐭🐹" * 9)),
+    "code.py": "def f(x):\n    if x == 1:\n        return x_y\n    return None\n\n\n" * 40,
+    "tales.md": "# The cat\n\n" + "\n\n".join(builtin_stories(400)) + "\n",
+    "french.txt": f"L'ami dit : « Aujourd'hui, c'est l'été ! »{END}C'est l'ami d'Ali.{END}" * 20,
+}
+SUITS = {  # the tokenizer that suits it, and what is said about it
+    "play.txt": ("BPETokenizer", "one text"),
+    "names.txt": ("BPETokenizer", "an item in each line"),
+    "tales.txt": ("WordTokenizer", "items between blank lines"),
+    "chinese.txt": ("BPETokenizer", "of the words unknown"),
+    "hindi.txt": ("BPETokenizer", "spaced otherwise"),
+    "arabic.jsonl": ("BPETokenizer", "JSON lines, field 'story'"),
+    "emoji.csv": ("BPETokenizer", "CSV, column 'tale'"),
+    "code.py": ("BPETokenizer", "as many line ends gone"),
+    "tales.md": ("WordTokenizer", "one text"),
+    "french.txt": ("BPETokenizer", "spaced otherwise"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_of_any_kind_are_trained_told_resumed_measured_and_exported(name, tmp_path, capsys, monkeypatch):
+    content, (tokenizer, said) = TEXTS[name], SUITS[name]
+    source, folder = tmp_path / name, tmp_path / "a run"
+    source.write_text(content, encoding="utf-8")
+    count = RunState.count_step
+    options = ["--preset", "smoke", "--run", str(folder), "--block-size", "16", "--stories", "400"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(RunState, "count_step", lambda self, *step: count(self, *step) or stop_after_step_2(self))
+        assert main(["train", *options, "--source", str(source)]) == 130
+    out = capsys.readouterr().out
+    assert "stories: " in out and str(source) in out and said in out
+    assert main(["train", "--run", str(folder), "--resume"]) == 0
+    out = capsys.readouterr().out
+    tok = load_model(folder)[0].tokenizer
+    assert type(tok).__name__ == tokenizer
+    assert f'utils generate --run "{folder}" --prompt ' in out
+    assert (
+        main(["generate", "--run", str(folder), "--prompt", content[:5], "--seed", "1", "--max-new-tokens", "9"]) == 0
+    )
+    assert capsys.readouterr().out.startswith(content[:5].rstrip())
+    assert main(["evaluate", "--run", str(folder), "--stories", "2"]) == 0
+    assert main(["export", "--run", str(folder), "--to", str(tmp_path / "hf")]) == 0
+    assert import_hf(tmp_path / "hf").tokenizer.to_dict() == tok.to_dict()
+
+
+def test_the_tokenizer_and_its_size_can_be_said(tmp_path, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text(RABBITS, encoding="utf-8")
+    options = ["train", "--preset", "smoke", "--block-size", "8", "--source", str(source)]
+    assert main([*options, "--run", str(tmp_path / "w"), "--tokenizer", "word"]) == 0
+    assert "tokenizer: words leave" in (out := capsys.readouterr().out) and "--tokenizer bpe keeps every text" in out
+    assert main([*options, "--run", str(tmp_path / "b"), "--tokenizer", "bpe", "--vocab-size", "270"]) == 0
+    assert len(load_model(tmp_path / "b")[0].tokenizer) == 270
+    assert "vocab_size is 9, it must be at least 257" in error_of(
+        capsys, *options, "--run", tmp_path / "c", "--tokenizer", "bpe", "--vocab-size", 9
+    )
+
+
+def test_a_reading_option_reaches_the_files_again_when_the_run_goes_on(tmp_path, capsys):
+    source = tmp_path / "a.csv"
+    source.write_bytes(b"title,tale\n" + b"".join(b"caf\xe9,Tom had a ball %d.\n" % i for i in range(40)))
+    options = ["--preset", "smoke", "--block-size", "16", "--encoding", "cp1252", "--text-column", "tale"]
+    assert main(["train", *options, "--source", str(source), "--run", str(tmp_path / "run")]) == 0
+    assert "CSV, column 'tale'" in capsys.readouterr().out
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--stories", "2"]) == 0
+    assert "CSV, column 'tale'" in capsys.readouterr().out
+
+
+def test_several_sources_are_one_text(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(builtin_stories(9, ord(name))))
+    sources = ["--source", str(tmp_path / "a.txt"), "--source", str(tmp_path / "b.txt")]
+    assert main(["train", "--preset", "smoke", "--run", str(tmp_path / "run"), *sources]) == 0
+    assert capsys.readouterr().out.count("stories: 9 from") == 2
+    assert read_recipe(tmp_path / "run")["source"] == sources[1::2]
+
+
+def test_built_in_stories_in_the_place_of_real_ones_are_told_at_both_ends(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TINYSTORIES_PATH")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["train", "--preset", "smoke", "--run", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("stories: no network, so 40 built-in stories (")
+    assert "these were built-in stories, for no network: real ones with --source hub" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("runs/laptop", "runs/laptop"), ("my runs/a", '"my runs/a"'), ("Once upon", '"Once upon"'), ("it's", '"it\'s"'),
+        ('say "hi"', "'say \"hi\"'"), ("a $HOME", "'a $HOME'"),
+    ],
+)  # fmt: skip
+def test_printed_commands_can_be_pasted(text, expected):
+    assert quoted(text) == expected
+
+
 def test_help_explains_every_option_with_its_default():
-    parser = build_parser()
+    parser = build_parser(COMMANDS)
     commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
     for name, command in commands.choices.items():
         text = command.format_help()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import TokenData, split_stories
+from utils.data import TokenData, split_stories, split_text
 from utils.tokenizer import WordTokenizer
 
 STORIES = [f"story{i} has word{i} and a cat." for i in range(50)]
@@ -21,6 +21,20 @@ def test_stories_are_split_whole_and_none_is_in_both_parts():
     assert sorted(train + val) == sorted(STORIES)
     assert split_stories(STORIES, 0.1) == (train, val)
     assert split_stories(STORIES, 0.1, seed=1) != (train, val)
+
+
+def test_copies_of_a_story_lie_on_one_side():
+    train, val = split_stories(STORIES[:20] * 3, 0.3)
+    assert not set(train) & set(val) and len(train) == 42 and len(val) == 18
+    assert split_stories(STORIES * 2, 0.1)[1] == split_stories(STORIES, 0.1)[1] * 2
+
+
+@pytest.mark.parametrize("text", ["a line\n" * 100, "word " * 100, "猫" * 100, "a" * 20])
+def test_the_last_part_of_one_text_validates(text):
+    (train,), (val,) = split_text(text)
+    assert text.strip().startswith(train) and text.strip().endswith(val)
+    assert (train + val).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+    assert len(train) > 5 * len(val)
 
 
 def test_every_story_ends_in_end_of_text_and_lies_in_one_split(tok):
@@ -93,7 +107,8 @@ def test_the_fingerprint_knows_tokens_and_split(tok):
     [
         (lambda d, t: d.batch("test", 1, 4, torch.Generator()), "split is 'test', it must be one of train, val"),
         (lambda d, t: d.batch("val", 1, 999, torch.Generator()), "a block of 999 needs at least 1000"),
-        (lambda d, t: TokenData.from_stories(["one"], t), "1 story cannot be split"),
+        (lambda d, t: TokenData.from_stories(["one"], t), "the text 'one' cannot be split"),
+        (lambda d, t: split_stories(["one", "one"]), "1 story cannot be split"),
         (lambda d, t: TokenData.from_stories(STORIES, t, val_fraction=1.5), "val_fraction is 1.5"),
         (lambda d, t: TokenData.from_stories(STORIES, t, validation=[]), "no stories for the val split"),
     ],

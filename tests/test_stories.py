@@ -16,9 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from utils import grammar, stories
+from utils import grammar
 from utils.grammar import ADJECTIVES, BOYS, GIRLS, NOUNS
-from utils.stories import NoValidationSplit, builtin_stories, judge_story, load_stories, story_faults
+from utils.sources import hub as hub_source
+from utils.stories import builtin_stories, judge_story, load_stories, story_faults
 
 ROOT = Path(__file__).parent.parent
 END = "<|endoftext|>"
@@ -244,139 +245,7 @@ def test_judge_on_noise():
         assert all("\n" not in fault for fault in faults)
 
 
-# ------------------------------------------------------------------------------------- the files
-
-
-def write_parquet(path, columns):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table(columns), path, row_group_size=1000)
-    return path
-
-
-def write_stories(path, texts):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".txt":
-        path.write_bytes(f"\n{END}\n".join(texts).encode())
-    elif path.suffix == ".jsonl":
-        path.write_bytes("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts).encode())
-    else:
-        write_parquet(path, {"id": list(range(len(texts))), "text": texts})
-    return path
-
-
-TEXTS = ["One.\n\nTwo lines.", "Ünï — “quotes” 🙂", "Last one."]
-
-
-@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".parquet"])
-def test_files_of_every_kind(tmp_path, ending, capsys, monkeypatch):
-    path = write_stories(tmp_path / f"mine{ending}", TEXTS)
-    stories = load_stories(source=path)
-    assert stories == TEXTS and stories.source == str(path)
-    assert load_stories(2, source=str(path)) == TEXTS[:2]
-    capsys.readouterr()
-    monkeypatch.setenv("TINYSTORIES_PATH", str(path))
-    assert load_stories(2) == TEXTS[:2]
-    assert capsys.readouterr().out == f"stories: 2 from {path} (train)\n"
-    assert load_stories(1, source="builtin") != TEXTS[:1]  # an explicit source comes first
-
-
-def test_text_file_details(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(f"\ufeff one{END}two\r\nlines {END}\n \n{END}{END} three\n".encode())
-    assert load_stories(source=path) == ["one", "two\nlines", "three"]
-
-
-@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_files_are_read_no_further_than_needed(tmp_path, ending):
-    path = write_stories(tmp_path / f"a{ending}", [*TEXTS, "end"])
-    with open(path, "ab") as file:
-        file.write(b"\xff broken\n")
-    assert load_stories(3, source=path) == TEXTS
-    with pytest.raises(ValueError, match="UTF-8"):
-        load_stories(source=path)
-
-
-def test_later_files_are_not_opened(tmp_path):
-    write_stories(tmp_path / "data" / "train-0.parquet", TEXTS)
-    (tmp_path / "data" / "train-1.parquet").write_bytes(b"broken")
-    assert load_stories(3, source=tmp_path) == TEXTS
-
-
-def test_folder_with_splits(tmp_path):
-    write_stories(tmp_path / "data" / "train-00000-of-00002.parquet", TEXTS[:1])
-    write_stories(tmp_path / "data" / "train-00001-of-00002.jsonl", TEXTS[1:2])
-    write_stories(tmp_path / "more" / "Valid.txt", TEXTS[2:])
-    write_stories(tmp_path / "notes.txt", ["not a story"])
-    (tmp_path / "README.md").write_text("text")
-    assert load_stories(source=tmp_path) == TEXTS[:2]
-    assert load_stories(source=tmp_path, split="validation") == TEXTS[2:]
-
-
-def test_sources_without_a_validation_split(tmp_path):
-    file = write_stories(tmp_path / "b.txt", TEXTS[1:])
-    write_stories(tmp_path / "a.txt", TEXTS[:1])
-    assert load_stories(source=tmp_path) == TEXTS  # no name tells a split: all files are training, sorted
-    for source in (file, tmp_path):
-        with pytest.raises(NoValidationSplit, match=re.escape(str(source))):
-            load_stories(source=source, split="validation")
-    assert issubclass(NoValidationSplit, ValueError)
-
-
-def test_folder_with_validation_only(tmp_path):
-    write_stories(tmp_path / "valid.txt", TEXTS)
-    with pytest.raises(ValueError, match="validation stories only"):
-        load_stories(source=tmp_path)
-
-
-BAD_FILES = {
-    "empty.txt": (b"", "no story"),
-    "blank.txt": (f" \n{END}\n{END}".encode(), "no story"),
-    "empty.jsonl": (b"\n", "no story"),
-    "latin.txt": ("one\ntwo\ncaf\xe9".encode("latin-1"), "line 3.*UTF-8"),
-    "utf16.jsonl": ('{"text": "a"}'.encode("utf-16"), "line 1.*UTF-8"),
-    "cut.jsonl": (b'{"text": "one"}\n{"text": "tw', "line 2.*JSON"),
-    "deep.jsonl": (b"[" * 100_000, "line 1.*"),
-    "list.jsonl": (b'{"text": "one"}\n\n["text"]\n', 'line 3.*"text"'),
-    "fields.jsonl": (b'{"story": "one", "id": 1}\n', "line 1.*story, id"),
-    "number.jsonl": (b'{"text": 1}\n', 'line 1.*"text"'),
-    "bytes.parquet": (b"PAR1 nothing else", "parquet"),
-    "empty.parquet": (b"", "parquet"),
-    "stories.csv": (b"text\none\n", ".txt, .jsonl, .parquet"),
-    "no_ending": (b"one", ".txt, .jsonl, .parquet"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files(tmp_path, name):
-    content, message = BAD_FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_stories(source=tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_bad_parquet_files(tmp_path):
-    whole = write_parquet(tmp_path / "whole.parquet", {"text": builtin_stories(3000)}).read_bytes()
-    cases = {"cut": whole[:-100], "hole": whole[:5000] + bytes(len(whole) - 10_000) + whole[-5000:]}
-    for name, content in cases.items():
-        (tmp_path / f"{name}.parquet").write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.parquet") as caught:
-            load_stories(source=tmp_path / f"{name}.parquet")
-        assert "\n" not in str(caught.value)
-    for columns in ({"story": ["one"], "id": [1]}, {"text": [1, 2], "story": ["one", "two"]}):
-        path = write_parquet(tmp_path / "columns.parquet", columns)
-        with pytest.raises(ValueError, match=r"columns\.parquet.*story: string"):
-            load_stories(source=path)
-
-
-def test_missing_path_and_empty_folder(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_stories(source=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no story file.*\.txt"):
-        load_stories(source=tmp_path)
-    monkeypatch.setenv("TINYSTORIES_PATH", str(tmp_path / "gone.txt"))
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):  # never a silent fall-back
-        load_stories()
+# --------------------------------------------------------------------------------- built-in stories
 
 
 @pytest.mark.parametrize("arguments", [{"split": "test"}, {"split": "valid"}, {"n": 0}, {"n": -5}])
@@ -394,6 +263,13 @@ def test_builtin_source(capsys):
 
 
 # --------------------------------------------------------------------------------------- the hub
+
+
+def write_parquet(path, columns):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table(columns), path, row_group_size=1000)
+    return path
+
 
 REPO, COMMIT = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 
@@ -430,7 +306,8 @@ class StandIn(BaseHTTPRequestHandler):
             data, code = data[first : last + 1], 206
         if self.command == "GET":
             self.server.sent[path] = self.server.sent.get(path, 0) + len(data)
-        if self.server.broken and path.startswith("data/"):
+        if self.server.broken > 0 and path.startswith("data/"):
+            self.server.broken -= 1
             return self.reply(403, b"", {})
         self.reply(code, data, headers)
 
@@ -465,7 +342,7 @@ def hub():
         write_parquet(shard, {"text": ["", *texts]})  # the real data has empty stories too
         files[name] = shard.getvalue()
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.files, server.sent, server.broken = files, {}, False
+    server.files, server.sent, server.broken = files, {}, 0  # broken: how many requests for data it refuses
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -500,21 +377,47 @@ def test_hub_fetches_only_the_shards_it_needs(hub, tmp_path):
     assert not any(hub.sent.get(shard) for shard in [*rest, "TinyStories-train.txt"])
 
 
-def test_hub_failing_later(hub, tmp_path):
-    hub.broken = True
+def test_a_hub_that_keeps_failing_is_asked_again_before_anything_falls_back(hub, tmp_path):
+    hub.broken = 10**9
     code = (
-        "load_stories(5)\n"
+        "from utils.sources import hub; hub.PATIENCE = (0.1, 0.2)\n"
+        "assert load_stories(5).problem == 'the hub failed'\n"
         "try: load_stories(5, source='hub')\n"
         "except ConnectionError as error: print(type(error).__name__, error)"
     )
     try:
         status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
     finally:
-        hub.broken = False
-    first, second = out.splitlines()
+        hub.broken = 0
+    lines = out.splitlines()
     assert status == 0, err
-    assert first.startswith("stories: the hub failed, so 5 built-in stories (")
-    assert second.startswith("ConnectionError the hub failed: ")
+    assert [line[-26:] for line in lines if line.startswith("hub: ")] == [
+        "; once more in 0.1 seconds", "; once more in 0.2 seconds"] * 2  # fmt: skip
+    assert lines[2].startswith("stories: the hub failed, so 5 built-in stories (")
+    assert lines[5].startswith("ConnectionError the hub failed: ")
+
+
+def test_one_failed_request_is_forgiven(hub, tmp_path):
+    hub.broken = 1
+    code = "from utils.sources import hub; hub.PATIENCE = (0.1,)\nassert load_stories(5).source == 'hub'"
+    try:
+        status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
+    finally:
+        hub.broken = 0
+    assert status == 0, err
+    assert out.splitlines()[-1] == f"stories: 5 from the hub ({REPO}, train)"
+
+
+def test_another_dataset_and_another_column_are_named(hub, tmp_path):
+    code = (
+        f"assert load_stories(5, 'validation', 'hub:{REPO}') == load_stories(5, 'validation', 'hub')\n"
+        "for column in ('text', 'story'):\n"
+        f"  try: print(len(load_stories(5, source='hub:{REPO}', text_column=column)))\n"
+        "  except ValueError as error: print(error)"
+    )
+    status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
+    assert status == 0, err
+    assert out.splitlines()[-2:] == ["5", f"{REPO} has no column of text 'story', it must be one of 'text'"]
 
 
 @pytest.fixture
@@ -556,9 +459,9 @@ def test_without_a_network_the_stories_are_built_in(port, request, tmp_path):
 
 BLOCKED = """
 import threading
-from utils import stories
-stories.PROBE_SECONDS = 0.2
-stories.urllib.request.urlopen = lambda *_, **__: threading.Event().wait()
+from utils.sources import hub
+hub.PROBE_SECONDS = 0.2
+hub.urllib.request.urlopen = lambda *_, **__: threading.Event().wait()
 load_stories(3)
 """
 
@@ -573,7 +476,7 @@ def test_a_name_look_up_that_blocks_is_left_behind(tmp_path):
 def test_offline_is_believed_at_once(variable, monkeypatch, capsys):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv(variable, "1")
-    monkeypatch.setattr(stories.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(hub_source.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
     assert load_stories(3, "validation") == load_stories(3, "validation", "builtin")
     assert capsys.readouterr().out.startswith(
         f"stories: no network, so 3 built-in stories ({variable} is set)\n")  # fmt: skip
@@ -581,12 +484,12 @@ def test_offline_is_believed_at_once(variable, monkeypatch, capsys):
         load_stories(3, source="hub")
 
 
-@pytest.mark.parametrize("code, reachable", [(401, True), (429, True), (403, False), (404, False), (503, False)])
+@pytest.mark.parametrize("code, reachable", [(401, True), (429, True), (403, False), (404, False), (503, True)])
 def test_answers_of_the_hub(code, reachable, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
 
     def refuse(url, **_):
-        raise stories.urllib.error.HTTPError(url, code, "no", {}, None)
+        raise hub_source.urllib.error.HTTPError(url, code, "no", {}, None)
 
-    monkeypatch.setattr(stories.urllib.request, "urlopen", refuse)
-    assert (stories._hub_problem() is None) == reachable
+    monkeypatch.setattr(hub_source.urllib.request, "urlopen", refuse)
+    assert (hub_source.hub_problem() is None) == reachable

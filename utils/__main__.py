@@ -7,11 +7,11 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from shlex import quote
 
 import torch
 
 from utils.checkpoint import load_model
-from utils.config import NUMBER_FORMATS, K2Config, NanoConfig, TrainConfig
 from utils.cost import plan
 from utils.data import TokenData
 from utils.device import keep_freed_memory, pick_device
@@ -19,17 +19,16 @@ from utils.evaluate import evaluate
 from utils.generation import Sampling, generate, stream
 from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
-from utils.presets import PRESETS
+from utils.options import PROMPT, build_parser, option
 from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
-from utils.settings import defaults_of, settings_of
+from utils.settings import settings_of
+from utils.tokenizer import WordTokenizer
 from utils.training import TrainingDiverged, refuse_other_run, train
-
-PROMPT = "Once upon a time"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 cannot be done, 130 stopped by Ctrl-C."""
-    args = build_parser().parse_args(arguments)
+    args = build_parser(COMMANDS).parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
@@ -52,8 +51,8 @@ def train_command(args: argparse.Namespace) -> int:
     if model.device.type == "cpu":
         keep_freed_memory()  # the process is ours, and ends with the run
     total, active = count_parameters(model)
-    words, name, cost = len(model.tokenizer), model.config.architecture, plan(model, config)
-    print(f"data: {data.n_train:,} training and {len(data.split('val')):,} validation tokens, {words:,} words")
+    name, cost = model.config.architecture, plan(model, config)
+    print(f"data: {describe(data, model.tokenizer)}")
     print(f"model: {name}, {total:,} parameters, {active:,} active for each token, on {model.device}")
     print(f"plan: {config.steps:,} steps, {cost.flops:.1e} FLOPs, {cost.bytes / 1e6:,.0f} MB for weights and optimizer")
     figure = loss_figure(folder, model)
@@ -61,11 +60,36 @@ def train_command(args: argparse.Namespace) -> int:
 
     if history.step < config.steps:
         return 130
-    print(f"\n{generate(model, PROMPT, seed=config.seed)}\n")
+    prompt = opening(model, data)
+    print(f"\n{generate(model, prompt, seed=config.seed)}\n")
     minutes = (time.monotonic() - started) / 60
     print(f"{minutes:.1f} minutes in all; validation loss {history.rows[-1]['val_loss']:.3f}; saved in {folder}")
-    print(f'more stories: python -m utils generate --run {folder} --prompt "{PROMPT}"')
+    if problem := recipe.get("problem"):
+        print(f"these were built-in stories, for {problem}: real ones with --source hub")
+    print(f"more stories: python -m utils generate --run {quoted(str(folder))} --prompt {quoted(prompt)}")
     return 0
+
+
+def describe(data: TokenData, tok) -> str:
+    """How many tokens of which kind, and how many of them are unknown words."""
+    val = data.split("val")
+    tokens = f"{data.n_train:,} training and {len(val):,} validation tokens"
+    if not isinstance(tok, WordTokenizer):
+        return f"{tokens}, byte-pair encoding with {len(tok):,} of them"
+    return f"{tokens}, {len(tok):,} words, {(val == tok.unk_id).mean():.1%} of the validation tokens unknown"
+
+
+def opening(model: Kimi, data: TokenData) -> str:
+    """How the story of a finished run begins: as English ones do, or as a validation text does."""
+    told = model.tokenizer.decode(data.split("val")[:5000].tolist())
+    if PROMPT.lower() in told.lower():
+        return PROMPT
+    return " ".join(told.split()[:3]) if " " in told[:100].strip() else told[:3]
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of a command line, in double quotes where any shell takes them."""
+    return f'"{text}"' if set(text) & set(" '") and not set(text) & set('"$`\\!') else quote(text)
 
 
 def loss_figure(folder: Path, model: Kimi):
@@ -118,17 +142,15 @@ def export_command(args: argparse.Namespace) -> int:
 
 def _new_recipe(architecture: str, preset: str, args: argparse.Namespace) -> dict:
     changes = {k: v for k, v in _given(args).items() if k not in ("source", "preset", "model")}
-    return new_recipe(architecture, preset, args.source, **changes)
+    source = args.source[0] if args.source and len(args.source) == 1 else args.source
+    return new_recipe(architecture, preset, source, **changes)
 
 
 def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     """The recipe of the run to continue; nothing about it may be asked for anew."""
     if given := _given(args):
-        raise ValueError(f"--resume takes everything from the run in {folder}: leave out {_option(next(iter(given)))}")
+        raise ValueError(f"--resume takes everything from the run in {folder}: leave out {option(next(iter(given)))}")
     return read_recipe(folder)
-
-
-# The options
 
 
 def _given(args: argparse.Namespace) -> dict:
@@ -137,91 +159,9 @@ def _given(args: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m utils", description="Train a small Kimi K2, let it tell stories.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train a model and tell a story"))
-    _add_generate(commands.add_parser("generate", help="tell a story with a trained model"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure a trained model"))
-    _add_export(commands.add_parser("export", help="write a trained model for transformers"))
-    return parser
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=train_command)
-    parser.epilog = "Three defaults are those of smoke / laptop / colab."
-    parser.add_argument(
-        "--preset", choices=PRESETS["k2"], help="size of the job (default: colab with a GPU, else laptop)"
-    )
-    parser.add_argument("--model", choices=PRESETS, help="k2, the small Kimi K2, or nano, the simple first model "
-                        "(default: k2)")  # fmt: skip
-    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET, runs/nano-PRESET)")
-    parser.add_argument("--source", metavar="PATH", help="stories: a .txt, .jsonl or .parquet file, a folder of them, "
-                        "hub or builtin (default: $TINYSTORIES_PATH, else the hub, else builtin)")  # fmt: skip
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--resume", action="store_true", help="continue the run in DIR with its next batch (default: no)"
-    )
-    either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
-    options = {
-        "stories": (int, "stories to train on, at most"),
-        "min_count": (int, "words rarer than this in the training stories become <unk>"),
-    }
-    for config in (TrainConfig, NanoConfig, K2Config):
-        for name, setting in settings_of(config).items():
-            if name not in ("vocab_size", "architecture"):
-                options.setdefault(name, (setting.kind, setting.help))
-    defaults = {name: _defaults(name) for name in PRESETS}
-    for name, (kind, text) in options.items():
-        shown = "; ".join(f"{model} {_shown([v[name] for v in sizes])}" for model, sizes in defaults.items()
-                          if name in sizes[0])  # fmt: skip
-        parser.add_argument(_option(name), type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _defaults(architecture: str) -> list[dict]:
-    """Every option's value in smoke, laptop and colab, in this order."""
-    shape = defaults_of({"nano": NanoConfig, "k2": K2Config}[architecture])
-    return [
-        {**shape, **preset.model, **vars(preset.training), "stories": preset.stories, "min_count": preset.min_count}
-        for preset in PRESETS[architecture].values()
-    ]
-
-
-def _shown(values: list) -> str:
-    """The values of the presets, once where they are all the same."""
-    return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
-
-
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.set_defaults(command=generate_command)
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
-    parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
-    parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
-    parser.add_argument("--number-format", choices=NUMBER_FORMATS, default="auto", help="that of the matmuls")
-    for name, setting in settings_of(Sampling).items():
-        parser.add_argument(_option(name), type=setting.kind, default=defaults_of(Sampling)[name], help=setting.help)
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.set_defaults(command=evaluate_command)
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
-    parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
-    parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
-    parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=export_command)
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run of k2")
-    parser.add_argument("--to", metavar="DIR", required=True, help="folder for the model's files")
-
+COMMANDS = {
+    "train": train_command, "generate": generate_command, "evaluate": evaluate_command, "export": export_command,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

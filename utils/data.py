@@ -12,18 +12,43 @@ SPLITS = ("train", "val")
 
 
 def split_stories(stories: Sequence[str], val_fraction: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(training stories, validation stories): a seeded draw, at least one story on each side."""
+    """(training stories, validation stories): a seeded draw, at least one story on each side.
+
+    A story lies on one side with all its copies.
+    """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, it must be between 0 and 1")
-    if len(stories) < 2:
+    different = list(dict.fromkeys(stories))
+    if len(different) < 2:
         raise ValueError(
-            f"{len(stories)} story cannot be split into training and validation, at least 2 are needed"
+            f"{len(different)} story cannot be split into training and validation, at least 2 are needed"
             " (a line <|endoftext|> ends a story)"
         )
-    n_val = min(max(1, round(len(stories) * val_fraction)), len(stories) - 1)
-    drawn = set(np.random.default_rng(seed).permutation(len(stories))[:n_val].tolist())
-    train = [story for i, story in enumerate(stories) if i not in drawn]
-    return train, [stories[i] for i in sorted(drawn)]
+    n_val = min(max(1, round(len(different) * val_fraction)), len(different) - 1)
+    drawn = {different[i] for i in np.random.default_rng(seed).permutation(len(different))[:n_val]}
+    return [story for story in stories if story not in drawn], [story for story in stories if story in drawn]
+
+
+def split_text(text: str, val_fraction: float = 0.1) -> tuple[list[str], list[str]]:
+    """(training text, validation text) of one long text: its last part validates, cut at a line's end if there is one.
+
+    Raises ValueError for a text of less than 20 characters.
+    """
+    if len(text) < 20:
+        raise ValueError(f"the text {text!r} cannot be split into training and validation: it is too short")
+    cut = int(len(text) * (1 - val_fraction))
+    for sign in ("\n", " ", ""):  # a tenth of Chinese may have neither
+        end = text.rfind(sign, 1, cut) if sign else cut
+        if end > cut // 2:
+            break
+    return [text[:end].strip()], [text[end:].strip()]
+
+
+def split_texts(texts: Sequence[str], val_fraction: float = 0.1) -> tuple[list[str], list[str]]:
+    """`split_stories`, or `split_text` where there is one text alone, if often."""
+    if len(set(texts)) == 1:
+        return split_text("\n".join(texts), val_fraction)
+    return split_stories(texts, val_fraction)
 
 
 class TokenData:
@@ -38,8 +63,8 @@ class TokenData:
 
     @classmethod
     def from_stories(cls, stories, tok, val_fraction: float = 0.1, validation=None) -> TokenData:
-        """Encode `stories`; validation is `validation` (other stories) or a `val_fraction` drawn by split_stories."""
-        train, val = split_stories(stories, val_fraction) if validation is None else (stories, validation)
+        """Encode `stories`; validation is `validation` (other stories) or a `val_fraction` of them."""
+        train, val = split_texts(stories, val_fraction) if validation is None else (stories, validation)
         dtype = np.uint16 if len(tok) <= 1 << 16 else np.int32
         arrays, n_bytes = {}, {}
         for split, texts in zip(SPLITS, (train, val), strict=True):

@@ -10,11 +10,12 @@ import torch
 
 from utils.checkpoint import load_checkpoint
 from utils.config import K2Config, KimiConfig, NanoConfig, TrainConfig, from_dict
-from utils.data import TokenData, split_stories
+from utils.data import TokenData, split_texts
 from utils.model import Kimi
 from utils.presets import PRESETS
 from utils.stories import NoValidationSplit, load_stories
-from utils.tokenizer import WordTokenizer, tokenizer_from_dict
+from utils.tokenizer import tokenizer_from_dict
+from utils.vocabulary import make_tokenizer
 
 
 class Ingredients(NamedTuple):
@@ -23,13 +24,18 @@ class Ingredients(NamedTuple):
     config: TrainConfig
 
 
-MODEL_FIELDS = {field.name for config in (NanoConfig, K2Config) for field in fields(config)}
+# How the texts are read and cut, and what is told from them where nobody says it.
+TEXT_FIELDS = {"text_column": None, "encoding": None, "split_on": None, "tokenizer": "auto", "vocab_size": None}
+MODEL_FIELDS = {field.name for config in (NanoConfig, K2Config) for field in fields(config)} - {"vocab_size"}
 TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
-RECIPE_FIELDS = MODEL_FIELDS | TRAIN_FIELDS | {"stories", "min_count"}
+RECIPE_FIELDS = MODEL_FIELDS | TRAIN_FIELDS | TEXT_FIELDS.keys() | {"stories", "min_count"}
 
 
-def new_recipe(architecture: str, preset: str, source: str | None = None, **changes) -> dict:
-    """The recipe of a preset; `changes` are `stories`, `min_count`, and fields of KimiConfig and TrainConfig."""
+def new_recipe(architecture: str, preset: str, source: str | list[str] | None = None, **changes) -> dict:
+    """The recipe of a preset; `changes` are `stories`, `min_count`, TEXT_FIELDS, fields of KimiConfig and TrainConfig.
+
+    source: as `load_stories` takes it.
+    """
     chosen = PRESETS[architecture][preset]
     if unknown := sorted(set(changes) - RECIPE_FIELDS):
         raise ValueError(f"a recipe has no {unknown[0]!r}, it must be one of {', '.join(sorted(RECIPE_FIELDS))}")
@@ -39,6 +45,7 @@ def new_recipe(architecture: str, preset: str, source: str | None = None, **chan
         "source": source,
         "stories": changes.get("stories", chosen.stories),
         "min_count": changes.get("min_count", chosen.min_count),
+        **{name: changes.get(name, default) for name, default in TEXT_FIELDS.items()},
         "model": chosen.model | {name: value for name, value in changes.items() if name in MODEL_FIELDS},
         "training": asdict(replace(chosen.training, **training)),
     }
@@ -50,20 +57,23 @@ def read_recipe(run: str | Path) -> dict:
     recipe = training.get("recipe")
     if recipe is None:
         raise ValueError(f"{run} was trained without recipe=...: it does not say how its stories are loaded")
-    return {**recipe, "training": training["config"]}
+    return {**TEXT_FIELDS, **recipe, "training": training["config"]}
 
 
 def load_split(recipe: dict) -> tuple[list[str], list[str]]:
-    """Training and validation stories; a source without a validation part gives a tenth of its stories.
+    """Training and validation stories; a source without a validation part gives a tenth of its stories, or of its text.
 
     Writes into the recipe the source that was really taken, so that the same is taken again.
     """
-    stories = load_stories(recipe["stories"], "train", recipe["source"])
+    how = {name: recipe.get(name) for name in ("text_column", "encoding", "split_on")}
+    stories = load_stories(recipe["stories"], "train", recipe["source"], **how)
     recipe["source"] = stories.source
+    if stories.problem:
+        recipe["problem"] = stories.problem
     try:
-        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source)
+        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source, **how)
     except NoValidationSplit:
-        return split_stories(stories)
+        return split_texts(stories)
 
 
 def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | None = None) -> Ingredients:
@@ -76,7 +86,12 @@ def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | No
     KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
     train_stories, val_stories = load_split(recipe)
     if run is None:
-        tok = WordTokenizer.train(train_stories, min_count=recipe["min_count"])
+        kind, size = recipe.get("tokenizer", "auto"), recipe.get("vocab_size")
+        if kind == "auto" and recipe["source"] == "builtin":
+            kind = "word"  # its grammar's words are few, and a handful of its stories lacks some
+        tok, reason = make_tokenizer(kind, train_stories, val_stories, recipe["min_count"], size)
+        if reason:
+            print(f"tokenizer: {reason}")
     else:
         tok = tokenizer_from_dict(load_checkpoint(run)["tokenizer"])
     data = TokenData.from_stories(train_stories, tok, validation=val_stories)

@@ -1,0 +1,134 @@
+"""The options of the command line, their help texts and defaults: those of the fields that they set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from utils.config import NUMBER_FORMATS, K2Config, NanoConfig, TrainConfig
+from utils.generation import Sampling
+from utils.presets import PRESETS
+from utils.settings import defaults_of, settings_of
+from utils.vocabulary import TOKENIZERS
+
+PROMPT = "Once upon a time"
+
+
+def build_parser(commands_of: dict[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
+    """The command line; `commands_of` says by name what each command does."""
+    parser = argparse.ArgumentParser(prog="python -m utils", description="Train a small Kimi K2, let it tell stories.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (add, text) in {
+        "train": (_add_train, "train a model and tell a story"),
+        "generate": (_add_generate, "tell a story with a trained model"),
+        "evaluate": (_add_evaluate, "measure a trained model"),
+        "export": (_add_export, "write a trained model for transformers"),
+    }.items():
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(command=commands_of[name])
+        add(command)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Three defaults are those of smoke / laptop / colab."
+    parser.add_argument(
+        "--preset", choices=PRESETS["k2"], help="size of the job (default: colab with a GPU, else laptop)"
+    )
+    parser.add_argument("--model", choices=PRESETS, help="k2, the small Kimi K2, or nano, the simple first model "
+                        "(default: k2)")  # fmt: skip
+    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET, runs/nano-PRESET)")
+    _add_texts(parser)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="continue the run in DIR with its next batch (default: no)"
+    )
+    either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
+    options = {
+        "stories": (int, "stories to train on, at most"),
+        "min_count": (int, "words rarer than this in the training stories become <unk>"),
+    }
+    for config in (TrainConfig, NanoConfig, K2Config):
+        for name, setting in settings_of(config).items():
+            if name not in ("vocab_size", "architecture"):
+                options.setdefault(name, (setting.kind, setting.help))
+    defaults = {name: _defaults(name) for name in PRESETS}
+    for name, (kind, text) in options.items():
+        shown = "; ".join(f"{model} {_shown([v[name] for v in sizes])}" for model, sizes in defaults.items()
+                          if name in sizes[0])  # fmt: skip
+        parser.add_argument(option(name), type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    """Where the texts are, how they are read and how they are cut into tokens."""
+    texts = {
+        "--source": dict(
+            action="append", metavar="PATH",
+            help="texts: a file (plain, .md, .csv, .tsv, .json, .jsonl, .parquet, each also .gz or .zst), a folder, a "
+            "glob, hub, hub:OWNER/NAME or builtin; may be given again (default: $TINYSTORIES_PATH, else the hub, else "
+            "builtin)",
+        ),
+        "--text-column": dict(
+            metavar="NAME", help="column or field that holds the text (default: the usual or the only one)"
+        ),
+        "--encoding": dict(
+            metavar="NAME", help="encoding of the files (default: what a byte order mark tells, else UTF-8)"
+        ),
+        "--split-on": dict(
+            metavar="WHAT", help="what stands between two texts of a plain file: blank-line, line, none, or a line of "
+            "your own (default: as the file looks)",
+        ),
+        "--tokenizer": dict(
+            choices=TOKENIZERS, help="whole words, or byte-pair encoding, which keeps every text as it is (default: "
+            "auto, words where they lose little)",
+        ),
+        "--vocab-size": dict(
+            type=int, metavar="INT", help="tokens of the tokenizer, at most (default: for words those that occur "
+            "--min-count times, for bpe 512 to 4096)",
+        ),
+    }  # fmt: skip
+    for name, settings in texts.items():
+        parser.add_argument(name, **settings)
+
+
+def option(name: str) -> str:
+    """The option that sets a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _defaults(architecture: str) -> list[dict]:
+    """Every option's value in smoke, laptop and colab, in this order."""
+    shape = defaults_of({"nano": NanoConfig, "k2": K2Config}[architecture])
+    return [
+        {**shape, **preset.model, **vars(preset.training), "stories": preset.stories, "min_count": preset.min_count}
+        for preset in PRESETS[architecture].values()
+    ]
+
+
+def _shown(values: list) -> str:
+    """The values of the presets, once where they are all the same."""
+    return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
+    parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
+    parser.add_argument("--number-format", choices=NUMBER_FORMATS, default="auto", help="that of the matmuls")
+    for name, setting in settings_of(Sampling).items():
+        parser.add_argument(option(name), type=setting.kind, default=defaults_of(Sampling)[name], help=setting.help)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
+    parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
+    parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run of k2")
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder for the model's files")

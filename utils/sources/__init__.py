@@ -1,0 +1,1 @@
+"""Texts from wherever a person has them: files of many kinds, folders, and the hub."""

@@ -1,0 +1,105 @@
+"""Texts from a dataset on the Hugging Face hub, streamed: only the shards that are read are fetched."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from utils.sources.folders import NAMES
+from utils.sources.opened import one_line
+from utils.sources.tables import NoSuchColumn, column_of
+
+HUB_DATASET = "roneneldan/TinyStories"
+PROBE_SECONDS = 3.0
+PATIENCE = (2.0, 8.0)  # seconds before a failed download is tried again
+SHOW_PROGRESS_ABOVE = 10_000
+
+
+class NoSuchSplit(ValueError):
+    """The dataset has no such split."""
+
+
+def hub_rows(n: int, split: str, dataset: str = HUB_DATASET, column: str | None = None) -> tuple[str, list[str]]:
+    """(the column, the first `n` texts in it) of a split of `dataset`, "OWNER/NAME" or "OWNER/NAME:CONFIG".
+
+    What fails is tried again, with patience. Raises ConnectionError where the hub cannot be reached or keeps failing,
+    NoSuchSplit, and ValueError where the dataset has no such column.
+    """
+    name, _, config = dataset.partition(":")
+    if problem := hub_problem(name):
+        raise ConnectionError(f"no network: {problem}")
+    for wait in (*PATIENCE, None):
+        try:
+            found = _stream(n, split, name, config or None, column)
+            break
+        except (NoSuchSplit, NoSuchColumn):
+            raise
+        except Exception as error:  # whatever goes wrong out there
+            problem = error
+        if wait is None:
+            raise ConnectionError(f"the hub failed: {one_line(problem)}") from problem
+        print(f"hub: {one_line(problem)}; once more in {wait:g} seconds")
+        time.sleep(wait)
+    # Arrow's reading threads live on in the half-read stream and can abort Python when it ends
+    # (github.com/huggingface/datasets/issues/7566), so the stream has to go now.
+    gc.collect()
+    return found
+
+
+def _stream(n: int, split: str, name: str, config: str | None, column: str | None) -> tuple[str, list[str]]:
+    from datasets import load_dataset  # only now: the import alone takes seconds
+    from tqdm.auto import tqdm
+
+    splits = load_dataset(name, config, streaming=True)
+    found = next((part for part in NAMES[split] if part in splits), None)
+    if found is None:
+        raise NoSuchSplit(f"{name} has no split for {split} (it has {', '.join(splits)})")
+    rows = splits[found]
+    features = rows.features or {}
+    named = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    column = column_of(named, column, name)
+    texts = _first(n, (row[column] for row in rows))
+    return column, list(tqdm(texts, "texts", n, leave=False, disable=n <= SHOW_PROGRESS_ABOVE))
+
+
+def _first(n: int, texts: Iterator[str | None]) -> Iterator[str]:
+    """The first `n` that are not empty, and no text asked for after them: it may lie in another shard."""
+    taken = 0
+    for text in texts:
+        if text and (text := text.strip()):
+            yield text
+            taken += 1
+            if taken == n:
+                return
+
+
+def hub_problem(name: str = HUB_DATASET) -> str | None:
+    """Why the hub cannot be used, or None. It answers within PROBE_SECONDS, whatever the network does."""
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return f"{variable} is set"
+    from huggingface_hub.constants import ENDPOINT
+
+    problems = []
+
+    def probe() -> None:
+        try:
+            with urllib.request.urlopen(f"{ENDPOINT}/api/datasets/{name}", timeout=PROBE_SECONDS):
+                problems.append(None)
+        except urllib.error.HTTPError as error:
+            # 401 asks for a token, which datasets sends; 429 and 5xx ask for patience, which there is.
+            reachable = error.code in (401, 429) or error.code >= 500
+            problems.append(None if reachable else f"{ENDPOINT} answers {error.code}")
+        except Exception as error:
+            problems.append(f"{ENDPOINT}: {one_line(getattr(error, 'reason', error))}")
+
+    # A name look-up can block for longer than any time-out, so it gets a thread that can be left behind.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return problems[0] if problems else f"{ENDPOINT} does not answer within {PROBE_SECONDS:g} seconds"
