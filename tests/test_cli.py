@@ -197,8 +197,40 @@ def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
     assert captured.err.startswith("note: no word of the prompt 'zorblax' is known") and captured.err.count("\n") == 1
 
 
-def test_resume_takes_no_other_options(run, capsys):
-    assert "leave out --steps" in error_of(capsys, "train", "--run", run, "--resume", "--steps", "9")
+def test_resume_takes_what_would_change_the_run_from_the_run(run, capsys):
+    for options in (["--lr", "0.1"], ["--model", "nano"], ["--preset", "laptop"], ["--stories", "9"]):
+        assert f"leave out {options[0]}" in error_of(capsys, "train", "--run", run, "--resume", *options)
+    assert "--steps is 5, to continue a run of 6" in error_of(capsys, "train", "--run", run, "--resume", "--steps", "5")
+    assert "the stories are not those the run began with" in error_of(
+        capsys, "train", "--run", run, "--resume", "--source", ROOT / "README.md"
+    )
+
+
+def test_the_command_that_began_a_run_continues_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count = RunState.count_step
+    with monkeypatch.context() as stopped:
+        stopped.setattr(RunState, "count_step", lambda self, *step: count(self, *step) or stop_after_step_2(self))
+        assert main(["train", "--preset", "smoke", "--model", "k2"]) == 130
+    assert main(["train", "--preset", "smoke", "--model", "k2", "--resume"]) == 0
+    assert load_model(tmp_path / "runs" / "smoke")[1] == 6
+
+
+def test_a_finished_run_goes_on_for_more_steps(run, capsys):
+    assert main(["train", "--run", str(run), "--resume", "--steps", "8"]) == 0
+    assert "planned for 6 steps, now 8: after step 6 the learning rate is" in capsys.readouterr().out
+    assert load_model(run)[1] == 8 and read_recipe(run)["training"]["steps"] == 8
+    assert len(json.loads((run / "history.json").read_text())["losses"]) == 8
+
+
+def test_texts_may_have_moved(tmp_path, capsys):
+    (tmp_path / "old.txt").write_text("\n\n".join(builtin_stories(30)))
+    options = ["--preset", "smoke", "--run", str(tmp_path / "run")]
+    assert main(["train", *options, "--source", str(tmp_path / "old.txt")]) == 0
+    (tmp_path / "old.txt").rename(tmp_path / "new.txt")
+    assert "old.txt does not exist" in error_of(capsys, "train", *options, "--resume", "--steps", "7")
+    assert main(["train", *options, "--resume", "--steps", "7", "--source", str(tmp_path / "new.txt")]) == 0
+    assert read_recipe(tmp_path / "run")["source"] == str(tmp_path / "new.txt")
 
 
 # Texts of any kind

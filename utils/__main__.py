@@ -12,6 +12,7 @@ from shlex import quote
 import torch
 
 from utils.checkpoint import load_model
+from utils.config import TrainConfig, from_dict
 from utils.cost import plan
 from utils.data import TokenData
 from utils.device import keep_freed_memory, pick_device
@@ -23,7 +24,7 @@ from utils.options import PROMPT, build_parser, option
 from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
 from utils.settings import settings_of
 from utils.tokenizer import WordTokenizer
-from utils.training import TrainingDiverged, refuse_other_run, train
+from utils.training import TrainingDiverged, learning_rate, refuse_other_run, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,15 +143,37 @@ def export_command(args: argparse.Namespace) -> int:
 
 def _new_recipe(architecture: str, preset: str, args: argparse.Namespace) -> dict:
     changes = {k: v for k, v in _given(args).items() if k not in ("source", "preset", "model")}
-    source = args.source[0] if args.source and len(args.source) == 1 else args.source
-    return new_recipe(architecture, preset, source, **changes)
+    return new_recipe(architecture, preset, _sources(args), **changes)
 
 
 def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
-    """The recipe of the run to continue; nothing about it may be asked for anew."""
-    if given := _given(args):
-        raise ValueError(f"--resume takes everything from the run in {folder}: leave out {option(next(iter(given)))}")
-    return read_recipe(folder)
+    """The recipe of the run to continue. It may go on for longer, and its texts may have moved."""
+    recipe, given = read_recipe(folder), _given(args)
+    preset, architecture = recipe.get("preset", args.preset), recipe["architecture"]
+    same = {"preset": preset, "model": architecture}
+    for name, value in given.items():
+        if name == "source":
+            recipe["source"] = _sources(args)  # training refuses other stories
+        elif name == "steps":
+            recipe["training"] = _longer(recipe["training"], value)
+        elif same.get(name) != value:
+            raise ValueError(f"--resume takes this from the run in {folder}: leave out {option(name)}")
+    return recipe
+
+
+def _longer(training: dict, steps: int) -> dict:
+    """The settings of a run with more steps, and a line that says what this does to its learning rate."""
+    old, new = from_dict(TrainConfig, training), from_dict(TrainConfig, training | {"steps": steps})
+    if new.steps < old.steps:
+        raise ValueError(f"--steps is {new.steps}, to continue a run of {old.steps} it must be at least that")
+    rates = [learning_rate(old.steps, config) for config in (old, new)]
+    print(f"planned for {old.steps:,} steps, now {new.steps:,}: after step {old.steps:,} the learning rate is "
+          f"{rates[1]:.2g}, where the plan ended with {rates[0]:.2g}")  # fmt: skip
+    return training | {"steps": steps}
+
+
+def _sources(args: argparse.Namespace) -> str | list[str] | None:
+    return args.source[0] if args.source and len(args.source) == 1 else args.source
 
 
 def _given(args: argparse.Namespace) -> dict:

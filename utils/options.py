@@ -41,7 +41,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_texts(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
-        "--resume", action="store_true", help="continue the run in DIR with its next batch (default: no)"
+        "--resume",
+        action="store_true",
+        help="continue the run in DIR with its next batch; --steps may be more, --source where its texts are now "
+        "(default: no)",
     )
     either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
     options = {

@@ -42,6 +42,7 @@ def new_recipe(architecture: str, preset: str, source: str | list[str] | None = 
     training = {name: value for name, value in changes.items() if name in TRAIN_FIELDS}
     return {
         "architecture": architecture,
+        "preset": preset,
         "source": source,
         "stories": changes.get("stories", chosen.stories),
         "min_count": changes.get("min_count", chosen.min_count),

@@ -124,13 +124,18 @@ class RunState:
         self.saved_step = self.step
 
     def restore(self, state: dict) -> None:
-        """Take up where `save` left off. Raises ValueError when model, run or data are not the saved ones."""
+        """Take up where `save` left off. Raises ValueError when model, run or data are not the saved ones.
+
+        More steps than were planned are allowed: the learning rate then goes on as in a run of that length.
+        """
         saved = state["training"]
         model = getattr(self.model, "_orig_mod", self.model)
         must_be_same("model", asdict(model.config), state["config"])
         # how often to save is not part of what is computed
-        ours = asdict(replace(self.config, checkpoint_minutes=1.0))
-        must_be_same("run", ours, {**saved["config"], "checkpoint_minutes": 1.0})
+        same = {"checkpoint_minutes": 1.0, "steps": max(self.config.steps, saved["config"]["steps"])}
+        must_be_same("run", asdict(replace(self.config, **same)), {**saved["config"], **same})
+        if self.config.steps < saved["config"]["steps"]:
+            must_be_same("run", asdict(self.config), saved["config"])
         if saved["data"] != self.data.fingerprint():
             raise ValueError("the stories are not those the run began with: give the same source to continue it")
         model.load_state_dict(state["model"])
