@@ -200,7 +200,7 @@ def test_the_shape_of_a_text_is_seen(text, shape):
 
 def test_paragraphs_of_markdown_are_no_items():
     lines = [line + "\n" for line in f"# Tales\n\n{TALES}".split("\n")]
-    assert shape_of(lines) == "none" or shape_of(lines, prose=False) == "none"
+    assert shape_of(lines, prose=False) == "none" and shape_of(TALES.splitlines(keepends=True)) == "blank-line"
     assert shape_of(TALES.splitlines(keepends=True), prose=False) == "none"
 
 
@@ -293,6 +293,8 @@ def test_a_glob_names_files_of_any_ending(tmp_path):
     assert load_stories(source=str(tmp_path / "**" / "*.py")) == ["# a.py", "# b/c.py"]
     with pytest.raises(FileNotFoundError, match=r"no file has a name like .*\*\.java"):
         load_stories(source=str(tmp_path / "*.java"))
+    written(tmp_path / "validation" / "e.py", ["# e"])  # whoever names a folder means its files, whatever it is called
+    assert load_stories(source=str(tmp_path / "validation" / "*.py")) == ["# e"]
     written(tmp_path / "a[1].txt", ["brackets"])
     assert load_stories(source=tmp_path / "a[1].txt") == ["brackets"]
 

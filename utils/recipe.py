@@ -14,7 +14,7 @@ from utils.data import TokenData, split_texts
 from utils.model import Kimi
 from utils.presets import PRESETS
 from utils.stories import NoValidationSplit, load_stories
-from utils.tokenizer import tokenizer_from_dict
+from utils.tokenizer import BPETokenizer, WordTokenizer, tokenizer_from_dict
 from utils.vocabulary import make_tokenizer
 
 
@@ -87,12 +87,7 @@ def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | No
     KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
     train_stories, val_stories = load_split(recipe)
     if run is None:
-        kind, size = recipe.get("tokenizer", "auto"), recipe.get("vocab_size")
-        if kind == "auto" and recipe["source"] == "builtin":
-            kind = "word"  # its grammar's words are few, and a handful of its stories lacks some
-        tok, reason = make_tokenizer(kind, train_stories, val_stories, recipe["min_count"], size)
-        if reason:
-            print(f"tokenizer: {reason}")
+        tok = _new_tokenizer(recipe, train_stories, val_stories)
     else:
         tok = tokenizer_from_dict(load_checkpoint(run)["tokenizer"])
     data = TokenData.from_stories(train_stories, tok, validation=val_stories)
@@ -100,3 +95,14 @@ def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | No
     model = Kimi(shape, seed=config.seed).to(device)
     model.tokenizer = tok
     return Ingredients(model, data, config)
+
+
+def _new_tokenizer(recipe: dict, train: list[str], val: list[str]) -> WordTokenizer | BPETokenizer:
+    """The tokenizer that the recipe names, or that suits its texts; what is to be said of it is printed."""
+    kind, size = recipe.get("tokenizer", "auto"), recipe.get("vocab_size")
+    if kind == "auto" and recipe["source"] == "builtin":  # its grammar knows few words: nothing to look for
+        return WordTokenizer.train(train, recipe["min_count"], size)
+    tok, reason = make_tokenizer(kind, train, val, recipe["min_count"], size)
+    if reason:
+        print(f"tokenizer: {reason}")
+    return tok

@@ -16,7 +16,7 @@ SIZES = {50_000: 512, 500_000: 1024, 2_000_000: 2048}
 LARGEST = 4096
 
 
-class Loss(NamedTuple):
+class Lost(NamedTuple):
     """What a text loses with words as tokens, each a share of its words."""
 
     unknown: float  # are not in the vocabulary
@@ -24,14 +24,14 @@ class Loss(NamedTuple):
     lines: float  # line ends, which do not come back
 
 
-def lost_with_words(tok: WordTokenizer, texts: Sequence[str]) -> Loss:
+def lost_with_words(tok: WordTokenizer, texts: Sequence[str]) -> Lost:
     """How much of `texts` the tokenizer loses."""
     ids = [i for text in texts for i in tok.encode(text)]
     spaced = Counter(word for text in texts for word in text.lower().split())
     n_words = max(1, spaced.total())
     whole = WordTokenizer.train([*texts, "word"])  # knows every word: what is left is spaces
     told = Counter(word for text in texts for word in whole.decode(whole.encode(text)).lower().split())
-    return Loss(
+    return Lost(
         unknown=ids.count(tok.unk_id) / max(1, len(ids)),
         respaced=(spaced - told).total() / n_words,
         lines=sum(text.count("\n") for text in texts) / n_words,

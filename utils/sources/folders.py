@@ -45,7 +45,8 @@ def find_files(source: str | Path) -> Files:
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not found:
             raise FileNotFoundError(f"no file has a name like {source}")
-        return _by_split(found, Path(glob.escape(str(path))).anchor or ".", [])
+        named = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))  # what stands before is chosen
+        return _by_split(found, Path(*path.parts[:named]), [])
     raise FileNotFoundError(f"{path} does not exist, but texts should be read from it")
 
 
@@ -55,7 +56,7 @@ def _hidden(path: Path) -> bool:
     return named in DOCUMENTS or any(part.startswith((".", "~$", "__")) for part in path.parts)
 
 
-def _by_split(files: list[Path], folder: Path | str, others: list[Path]) -> Files:
+def _by_split(files: list[Path], folder: Path, others: list[Path]) -> Files:
     """Names tell a split where they tell both, or where every file has one: a little train alone may be a story."""
     split_of = {file: _split_of(file, folder) for file in files}
     told = set(split_of.values())
@@ -65,8 +66,8 @@ def _by_split(files: list[Path], folder: Path | str, others: list[Path]) -> File
     return Files(files, [], others)
 
 
-def _split_of(file: Path, folder: Path | str) -> str | None:
+def _split_of(file: Path, folder: Path) -> str | None:
     """The split that a whole word of the file's path below the folder tells."""
-    inside = file.relative_to(folder) if file.is_relative_to(folder) else file
+    inside = file.relative_to(folder)
     words = set(re.split(r"[^a-z]+", str(inside.with_name(inside.name.partition(".")[0])).lower()))
     return next((split for split, names in NAMES.items() if words & set(names)), None)
