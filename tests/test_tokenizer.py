@@ -6,6 +6,7 @@ import sys
 import unicodedata
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +16,14 @@ UNK, EOS = "<unk>", "<|endoftext|>"
 
 # Signs and words with rules of their own stand close together here far more often than in arbitrary text.
 TRICKY = (
-    "\"'’‘“”.,!?;:-–—()[]{}<>|$%…«»_ \n\tabisßıİσςΣΟǆŉ\u0301\u0345😀\ud800²٣1234",
+    "\"'’‘“”.,!?;:-–—()[]{}<>|$%…«»_ \n\tabisßıİσςΣΟǆŉ\u0301\u0345😀\ud800²٣1234नि🏽🇩🇪\u200d\u200c\ufe0f",
     ["said", "she", "the", "her", "s", "t", "ll", "don", "dogs", "is", "o", "clock", "i", "endoftext", "unk"],
     [UNK, EOS, "< unk >", "< | endoftext | >", "<|ENDOFTEXT|>", "3.5", "1,000", "3:30", "...", '!" she said'],
+)
+# A word or one sign, in the words of another library: with the marks (M) that belong to it, and its joiners.
+TOKEN = (
+    r"[\p{L}\p{N}_][\p{L}\p{N}_\p{M}\u200c\u200d]*|\p{Regional_Indicator}{2}"
+    r"|[^\p{L}\p{N}_\s\x1c-\x1f](?:[\p{M}\p{Emoji_Modifier}]|\u200d[^\p{L}\p{N}_\s\x1c-\x1f])*"
 )
 tricky_texts = st.lists(st.sampled_from([*TRICKY[0], *TRICKY[1], *TRICKY[2]]), max_size=30).flatmap(
     lambda parts: st.sampled_from(["", " "]).map(lambda space: space.join(parts))
@@ -69,7 +75,7 @@ def test_the_vocabulary_holds_only_words_of_the_texts_given(texts):
     expected = {"a", "word"}
     for text in texts:
         for part in re.split(r"<unk>|<\|endoftext\|>", text):
-            expected.update(re.findall(r"\w+|[^\w\s]", part.lower()))
+            expected.update(regex.findall(TOKEN, part.lower()))
     assert tok.words[:2] == [UNK, EOS]
     assert set(tok.words[2:]) == expected and len(tok) == len(expected) + 2
 
@@ -209,7 +215,7 @@ def test_english_comes_back_as_it_was_written(text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("once  UPON\na time", "Once upon a time"),
+        ("once  Upon\na upon time", "Once Upon a Upon time"),
         ("don ' t stop ,", "Don't stop,"),
         ("Tom said, hi", "Tom said, hi"),
         ("a_b _ c", "A_b _ c"),
@@ -233,6 +239,59 @@ def test_english_comes_back_as_it_was_written(text):
 def test_text_is_put_in_order(text, expected):
     tok = tokenizer_for(text)
     assert tok.decode(tok.encode(text)) == expected
+
+
+# Spellings are learned from what stands inside sentences, and the most frequent one counts.
+TOLD = (
+    "Then Lily saw a TV, and Peter ran. Big dogs saw Lily, but Lily and I saw no TV's cat. The lily saw dogs, said Tom"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("peter saw lily, and i saw a tv.", "Peter saw Lily, and I saw a TV."),
+        ("LILY ran. BIG DOGS ran.", "Lily ran. Big dogs ran."),  # Big began its sentence
+        ("tom's tv's cat", "Tom's TV's cat"),
+        ("i'm peter. i'd said", "I'm Peter. I'd said"),
+        ('"lily!" peter said', '"Lily!" Peter said'),
+    ],
+)
+def test_names_are_written_as_the_texts_write_them_inside_a_sentence(text, expected):
+    tok = WordTokenizer.train([TOLD, text])
+    assert tok.decode(tok.encode(text)) == expected
+    assert WordTokenizer.from_dict(tok.to_dict()).decode(tok.encode(text)) == expected
+
+
+def test_capitals_change_no_id():
+    tok, small = WordTokenizer.train([TOLD]), WordTokenizer.train([TOLD.lower()])
+    assert tok.words == small.words and tok.encode(TOLD) == small.encode(TOLD)
+    assert tok.written == {"i": "I", "lily": "Lily", "peter": "Peter", "tom": "Tom", "tv": "TV"}
+    assert small.written == {"i": "I"}  # as English has it
+
+
+def test_the_beginning_of_a_sentence_or_a_speech_tells_nothing_about_a_word():
+    tok = WordTokenizer.train(['The dog ran. "Now," said Tom. Now what? Go!\nGo: Ran; “Go” (Ran) - Ran <unk> Ran'])
+    assert tok.written == {"tom": "Tom"}
+
+
+def test_a_word_whose_capitals_would_read_back_otherwise_keeps_small_letters():
+    tok = WordTokenizer.train(["a ΟΔΟΣ a"])  # the small letter of its Σ depends on what follows
+    assert tok.written == {}
+    assert tok.decode(tok.encode("a ΟΔΟΣ a")) == "A οδος a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "नमस्ते दुनिया, किताब", "বাংলা ভাষা", "தமிழ் மொழி", "ภาษาไทย ที่นี่", "مُحَمَّد كِتَاب", "שָׁלוֹם עוֹלָם", "می‌خواهم",
+        "cafe\u0301 na\u0308ive", "👍🏽 👨‍👩‍👧 🇩🇪 🇫🇷 ❤️ 1️⃣ 🏳️‍🌈", "क्‍ष श्री",
+    ],
+)  # fmt: skip
+def test_a_word_keeps_its_marks_and_an_emoji_its_parts(text):
+    tok = WordTokenizer.train([text])
+    assert [tok.words[i] for i in tok.encode(text)] == text.replace(",", " ,").split()
+    assert tok.decode(tok.encode(text)) == text[0].upper() + text[1:]
 
 
 @settings(max_examples=400, deadline=None)
@@ -401,7 +460,11 @@ GOOD = {"type": "WordTokenizer", "version": 1, "words": [UNK, EOS, "a"]}
         (b"[" * 100_000, ""),
         (b"[1, 2]", "must be a dict"),
         (b'{"words": []}', "type 'WordTokenizer'"),
-        (json.dumps({**GOOD, "version": 2}).encode(), "version is 2, it must be 1"),
+        (json.dumps({**GOOD, "version": 3}).encode(), "version is 3, it must be 1 or 2"),
+        (json.dumps({**GOOD, "written": ["A"]}).encode(), "written must be a dict"),
+        (json.dumps({**GOOD, "written": {"b": "B"}}).encode(), r"written\['b'\] is 'B'"),
+        (json.dumps({**GOOD, "written": {"a": "B"}}).encode(), r"written\['a'\] is 'B', it must be that word"),
+        (json.dumps({**GOOD, "written": {"a": 7}}).encode(), r"written\['a'\] is 7"),
         (b'{"type": "WordTokenizer", "version": 1}', "words must be a list"),
         (json.dumps({**GOOD, "words": {UNK: 0, EOS: 1}}).encode(), "words must be a list"),
         (json.dumps({**GOOD, "words": [EOS, UNK, "a"]}).encode(), "begins with"),

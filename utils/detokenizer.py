@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import operator
+import unicodedata
 from collections import deque
 
 UNK, EOS = "<unk>", "<|endoftext|>"
@@ -29,12 +30,18 @@ _REPORTING = _set(
 )
 
 
-def _is_word(token: str | None) -> bool:
+def is_word(token: str | None) -> bool:
+    """Is it a word or number, and no sign?"""
     return token is not None and (token[0].isalnum() or token[0] == "_" or token == UNK)
 
 
 def _contracts(word: str | None, tail: str | None) -> bool:
-    return _is_word(word) and (tail in _TAILS or (word, tail) in _CONTRACTED)
+    return is_word(word) and (tail in _TAILS or (word, tail) in _CONTRACTED)
+
+
+def _clings(token: str) -> bool:
+    """Would it become part of a sign that it touches: an accent, a joiner, a tone of skin?"""
+    return unicodedata.category(token[0])[0] == "M" or token[0] == "\u200d" or "\U0001f3fb" <= token[0] <= "\U0001f3ff"
 
 
 def _capitalised(word: str) -> str:
@@ -46,13 +53,15 @@ def _capitalised(word: str) -> str:
 class Detokenizer:
     """Turns ids into readable English piece by piece: `push` each id, then `flush`.
 
+    written: the words that have capitals inside a sentence, and how they are written.
+
     Three tokens are held back, since spaces and capitals depend on what follows: "the dogs' ball" or "the
     'ball'", and no capital for "her" in '"Hello!" her mom said.'  The text reads back as the same ids, for
     two words never touch and only known signs lose a space: "<", "|", ">" keep theirs and form no special.
     """
 
-    def __init__(self, words: list[str]):
-        self._words = words
+    def __init__(self, words: list[str], written: dict[str, str]):
+        self._words, self._written = words, written
         self._waiting = deque()  # tokens whose text is not certain yet
         self._begin(None)
 
@@ -89,21 +98,22 @@ class Detokenizer:
             line = EOS if self._last is None else "\n" + EOS
             self._begin(EOS)
             return line
-        capital = token == "i" or (self._sentence_start and not self._reports(token))
-        continues = self._glued or self._continues(token)
+        capital = self._sentence_start and not self._reports(token)
+        ends = self._continues(token)
+        word = token if ends else self._written.get(token, token)  # the s of Lily's is none of a TV's S
         left, right = self._attach(token)
         if self._last is None or self._last == EOS:
             space = "" if self._last is None else "\n"
         else:
-            space = "" if left or continues else " "
-        if _is_word(token) or token in ",;:":
+            space = "" if left or ends or (self._glued and not _clings(token)) else " "
+        if is_word(token) or token in ",;:":
             self._sentence_start = False
         elif token in ".!?…":
             self._sentence_start = True
         elif right and token in "\"'“‘«":  # a quotation opens: said, "Yes."
             self._sentence_start |= self._last in (",", ":") or self._last in _REPORTING
         self._before, self._last, self._glued = self._last, token, right
-        return space + (_capitalised(token) if capital else token)
+        return space + (_capitalised(word) if capital and word == token else word)
 
     def _attach(self, token: str) -> tuple[bool, bool]:
         """Does `token` touch what stands before it, and what follows?"""
@@ -112,7 +122,7 @@ class Detokenizer:
             return token in _NO_SPACE_BEFORE, token in _NO_SPACE_AFTER
         if token == "-":
             dash = following in _PRONOUNS or following in _DETERMINERS  # "special - a net", but "yo-yo"
-            joins = _is_word(self._last) and not dash and (following is None or _is_word(following))
+            joins = is_word(self._last) and not dash and (following is None or is_word(following))
             return joins, joins
         if token in "'’" and _contracts(self._last, following):
             return True, True
@@ -131,9 +141,9 @@ class Detokenizer:
                 self._open.remove(quote)
             return resumes
         closes = False
-        if _is_word(self._last):
+        if is_word(self._last):
             plural = self._last.endswith("s") and self._last not in _VERBS_IN_S  # the dogs' ball
-            apostrophe = quote == "'" and (plural or not _is_word(following))
+            apostrophe = quote == "'" and (plural or not is_word(following))
             closes = apostrophe or following in (",", ".", "!", "?")
         if not closes:
             self._open.add(quote)

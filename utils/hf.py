@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from utils.config import KimiConfig, from_dict
 from utils.files import json_part, read_json, write_atomically
-from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
+from utils.hf_tokenizer import read_tokenizer, tokenizer_files
 from utils.model import Kimi
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -101,7 +101,7 @@ def import_hf(folder: str | Path) -> Kimi:
     model = Kimi(config)
     for name, tensor in _tensors(model).items():
         tensor.copy_(weights[name])
-    model.tokenizer = read_tokenizer(folder / TOKENIZER)
+    model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
     return model.eval()

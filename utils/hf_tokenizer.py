@@ -9,12 +9,16 @@ from utils.files import json_part, read_json
 from utils.merges import BYTES, N_PRINTABLE, halves
 from utils.tokenizer import SPECIALS, UNK, WordTokenizer
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 # Python's \w and \s in the words of Oniguruma, the regex library of tokenizers, whose own \w holds accents and lacks
 # fractions and whose \s lacks four separators.
 _WORD, _SPACE = r"\p{L}\p{N}_", r"\s\x{1c}-\x{1f}"
-_TOKEN = rf"[{_WORD}]+|[^{_WORD}{_SPACE}]"
+_SIGN = rf"[^{_WORD}{_SPACE}]"
+_TOKEN = (
+    rf"[{_WORD}][{_WORD}\p{{M}}\x{{200c}}\x{{200d}}]*|[\x{{1f1e6}}-\x{{1f1ff}}]{{2}}"
+    rf"|{_SIGN}(?:[\p{{M}}\x{{1f3fb}}-\x{{1f3ff}}]|\x{{200d}}{_SIGN})*"
+)
 # Lowercase there goes letter by letter; Python has another sigma for the end of a word (Unicode, Final_Sigma).
 _LETTER, _PASSED_OVER = r"[\p{Cased}&&\P{Case_Ignorable}]", r"\p{Case_Ignorable}*"
 _LAST_SIGMA = f"(?<={_LETTER}{_PASSED_OVER})Σ(?!{_PASSED_OVER}{_LETTER})"
@@ -33,8 +37,10 @@ def tokenizer_files(tok: WordTokenizer | BPETokenizer, block_size: int) -> dict[
     end = tok.words[tok.eos_id]
     return {
         TOKENIZER: word_json(tok.words) if of_words else bpe_json(tok),
-        "tokenizer_config.json": dict(
-            tokenizer_class="PreTrainedTokenizerFast", **({"unk_token": UNK} if of_words else {}), bos_token=end,
+        SETTINGS: dict(
+            tokenizer_class="PreTrainedTokenizerFast", bos_token=end,
+            # capitals inside a sentence: no decoder of the library can put them, but `read_tokenizer` reads them
+            **({"unk_token": UNK, "written": tok.written} if of_words else {}),
             eos_token=end, pad_token=end, model_max_length=block_size,
             model_input_names=["input_ids", "attention_mask"], padding_side="left", clean_up_tokenization_spaces=False,
         ),
@@ -113,18 +119,19 @@ def _signs(token: bytes) -> str:
     return "".join(_SIGNS[byte] for byte in token)
 
 
-def read_tokenizer(file: Path) -> WordTokenizer | BPETokenizer | None:
-    """The tokenizer that `export_hf` wrote to `file`, None where there is none or another one."""
-    if not file.is_file():
+def read_tokenizer(folder: Path) -> WordTokenizer | BPETokenizer | None:
+    """The tokenizer that `export_hf` wrote to `folder`, None where there is none or another one."""
+    if not (folder / TOKENIZER).is_file():
         return None
-    state = read_json(file)
+    state = read_json(folder / TOKENIZER)
     model = json_part(state, "model")
     vocab = json_part(model, "vocab")
     if not all(isinstance(i, int) for i in vocab.values()):
         return None
     if model.get("type") == "WordLevel":
         words = sorted(vocab, key=vocab.get)
-        return WordTokenizer(words) if state == word_json(words) else None
+        written = read_json(folder / SETTINGS).get("written") if (folder / SETTINGS).is_file() else None
+        return WordTokenizer(words, written) if state == word_json(words) else None
     if model.get("type") == "BPE":
         return _read_bpe(state, vocab)
     return None

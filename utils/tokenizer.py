@@ -5,8 +5,8 @@ hundred words is about 120 ids, and a few thousand words cover the language of T
 cuts text into pieces of words (byte-pair encoding; `vocab_size` in its config.json is 163,840), which
 leaves no word unknown but needs far more data than a course has.
 
-    tok = WordTokenizer.train(["Once upon a time, there was a cat."])
-    tok.decode(tok.encode("a CAT, once"))          # 'A cat, once'
+    tok = WordTokenizer.train(["Once upon a time, there was a cat. We called it Tom."])
+    tok.decode(tok.encode("a CAT, tom"))          # 'A cat, Tom'
 """
 
 from __future__ import annotations
@@ -14,18 +14,31 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from utils.bpe import BPETokenizer
-from utils.detokenizer import EOS, SPECIALS, UNK, Detokenizer
+from utils.detokenizer import EOS, SPECIALS, UNK, Detokenizer, is_word
 from utils.files import write_text
 
 __all__ = ["EOS", "SPECIALS", "UNK", "BPETokenizer", "Detokenizer", "WordTokenizer", "tokenizer_from_dict"]
 
+WRITTEN = {"i": "I"}  # what English writes so whatever the texts show
+
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+# Accents and vowel signs that are characters of their own belong to the letter or sign before them (category M), and so
+# do joiners, tones of skin and the second half of a flag.
+_MARKS = (
+    "".join(chr(c) for c in range(0x300, 0x20000) if unicodedata.category(chr(c))[0] == "M") + "\U000e0100-\U000e01ef"
+)
+_TOKEN = re.compile(
+    rf"\w[\w{_MARKS}\u200c\u200d]*"
+    r"|[\U0001f1e6-\U0001f1ff]{2}"
+    rf"|[^\w\s](?:[{_MARKS}\U0001f3fb-\U0001f3ff]|\u200d[^\w\s])*"
+)
 
 
 def _split(text: str) -> list[str]:
@@ -38,19 +51,39 @@ def _split(text: str) -> list[str]:
     return tokens
 
 
+def _in_sentences(text: str) -> list[str]:
+    """The words of `text` as they are written where no sentence or speech can begin: after a word or a comma."""
+    tokens = _TOKEN.findall(_SPECIAL.sub(".", text))
+    return [word for before, word in pairwise(tokens) if is_word(word) and (is_word(before) or before == ",")]
+
+
+def _spellings(counts: Counter, words: Iterable[str]) -> dict[str, str]:
+    """How each of `words` is written most often, where that is not in small letters and reads back as the same word."""
+    usual = {}
+    for spelling, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        usual.setdefault(spelling.lower(), spelling)
+    usual |= WRITTEN
+    return {word: usual[word] for word in words if usual.get(word, word) != word and _can_be_written(word, usual[word])}
+
+
+def _can_be_written(word: str, spelling: str) -> bool:
+    return spelling.lower() == word and "Σ" not in spelling  # whose lower case depends on what follows
+
+
 class WordTokenizer:
     """A fixed list of words; the id of a word is its place in the list.
 
-    `words` begins with the specials `<unk>` (id 0) and `<|endoftext|>` (id 1).  `train` makes the list
-    from texts, `load` reads it from a file.  The literal specials in a text are read as specials, as
-    Hugging Face tokenizers do.
+    `words` begins with the specials `<unk>` (id 0) and `<|endoftext|>` (id 1).  `written` says how words are
+    written that have capitals even inside a sentence: {"lily": "Lily", "tv": "TV"}.  `train` learns both from
+    texts, `load` reads them from a file.  The literal specials in a text are read as specials, as Hugging Face
+    tokenizers do.
 
-    Raises ValueError if `words` is not such a list of different tokens.
+    Raises ValueError if `words` is not such a list of different tokens, `written` no such dict of some of them.
     """
 
     keeps_spaces = False  # they are put where English has them
 
-    def __init__(self, words: list[str]):
+    def __init__(self, words: list[str], written: dict[str, str] | None = None):
         if not isinstance(words, list) or words[:2] != SPECIALS:
             raise ValueError(f"words must be a list that begins with {SPECIALS}")
         for i, word in enumerate(words[2:], start=2):
@@ -60,6 +93,14 @@ class WordTokenizer:
         self._ids = {word: i for i, word in enumerate(words)}
         if len(self._ids) < len(words):
             raise ValueError(f"words must differ, {Counter(words).most_common(1)[0][0]!r:.60} stands twice")
+        if written is None:
+            written = {word: spelling for word, spelling in WRITTEN.items() if word in self._ids}
+        if not isinstance(written, dict):
+            raise ValueError(f"written must be a dict of words and how they are written, not {type(written).__name__}")
+        self.written = dict(written)
+        for word, spelling in self.written.items():
+            if word not in self._ids or not isinstance(spelling, str) or not _can_be_written(word, spelling):
+                raise ValueError(f"written[{word!r:.60}] is {spelling!r:.60}, it must be that word with capitals")
         self.unk_id, self.eos_id = self._ids[UNK], self._ids[EOS]
         self.never_told = [self.unk_id]  # a story has no unknown words
 
@@ -68,6 +109,7 @@ class WordTokenizer:
         """Count the words of `texts`; keep the frequent ones, most frequent first, ties alphabetical.
 
         A word stays if it occurs at least `min_count` times; `max_size` limits len(tok), specials included.
+        It will be written as the texts write it most often where no sentence begins.
         Raises ValueError if `texts` is a single string, holds something else than strings or no word to
         keep, if min_count < 1 or if max_size < 3.
         """
@@ -77,14 +119,16 @@ class WordTokenizer:
             raise ValueError(f"min_count is {min_count}, it must be at least 1")
         if max_size is not None and max_size < 3:
             raise ValueError(f"max_size is {max_size}, it must be at least 3: two specials and one word")
-        counts = Counter()
+        counts, spelled = Counter(), Counter()
         for text in texts:
             counts.update(_split(text))
+            spelled.update(_in_sentences(text))
         kept = [word for word, n in counts.items() if n >= min_count and word not in SPECIALS]
         if not kept:
             raise ValueError(f"texts hold no word that occurs at least {min_count} time(s)")
         kept.sort(key=lambda word: (-counts[word], word))
-        return cls((SPECIALS + kept)[:max_size])
+        words = (SPECIALS + kept)[:max_size]
+        return cls(words, _spellings(spelled, words))
 
     def __len__(self) -> int:
         return len(self.words)
@@ -117,7 +161,7 @@ class WordTokenizer:
 
         Raises ValueError for an id outside 0..len(tok)-1.
         """
-        detokenizer = Detokenizer(self.words)
+        detokenizer = Detokenizer(self.words, self.written)
         for i in after:
             detokenizer.push(i)
         detokenizer.flush()
@@ -125,16 +169,16 @@ class WordTokenizer:
 
     def to_dict(self) -> dict:
         """Everything `from_dict` needs, as plain JSON values."""
-        return {"type": "WordTokenizer", "version": 1, "words": list(self.words)}
+        return {"type": "WordTokenizer", "version": 2, "words": list(self.words), "written": dict(self.written)}
 
     @classmethod
     def from_dict(cls, state: dict) -> WordTokenizer:
         """The tokenizer that `to_dict` described; raises ValueError if `state` is nothing of the kind."""
         if not isinstance(state, dict) or state.get("type") != "WordTokenizer":
             raise ValueError("it must be a dict with the type 'WordTokenizer'")
-        if state.get("version") != 1:
-            raise ValueError(f"its version is {state.get('version')!r:.60}, it must be 1")
-        return cls(state.get("words"))
+        if state.get("version") not in (1, 2):  # 1 knew no capitals but those of sentences and I
+            raise ValueError(f"its version is {state.get('version')!r:.60}, it must be 1 or 2")
+        return cls(state.get("words"), state.get("written"))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON to `path`; a file already there is replaced in one step, never left half written.
