@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 import warnings
@@ -22,7 +23,9 @@ from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
 from utils.options import PROMPT, build_parser, option
 from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
+from utils.report import Evaluated, table, write_json
 from utils.settings import settings_of
+from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import TrainingDiverged, learning_rate, refuse_other_run, train
 
@@ -112,22 +115,45 @@ def generate_command(args: argparse.Namespace) -> int:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """Measure a run on its own validation stories, and judge the stories that it tells."""
-    model, step = load_model(args.run, pick_device())
-    recipe = read_recipe(args.run)
-    train_stories, val_stories = load_split(recipe)
-    data = TokenData.from_stories(train_stories, model.tokenizer, validation=val_stories)
-    result = evaluate(model, data, n_stories=args.stories, temperature=args.temperature, seed=args.seed)
-    print(f"step {step}: validation loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
-          f"{result.bits_per_byte:.3f} bits per byte")  # fmt: skip
-    coherent = (
-        f"{result.coherent:.1%}" if recipe["source"] == "builtin" else "not judged (only built-in stories can be)"
-    )
-    print(f"{args.stories} stories told at temperature {args.temperature}:")
-    print(f"  coherent: {coherent}")
-    print(f"  repeated four-word sequences: {result.repetition:.1%}")
-    print(f"experts that no validation token went to: {result.dead_experts:.1%}")
+    """Measure runs on validation texts, and judge the stories that they tell."""
+    if args.figure:
+        from utils import plots  # matplotlib takes half a second to import
+
+        plots.figure_kind(args.figure)  # told before the runs are measured
+    runs = {run: evaluate_run(run, args) for run in dict.fromkeys(args.run)}
+    print(f"\n{table(runs)}")
+    print(f"\ntold: {args.stories} stories at temperature {args.temperature:g}, seed {args.seed}")
+    if len({run.texts for run in runs.values()}) > 1:
+        print("measured on different texts, so their bits per byte do not compare: give the same ones with --source")
+    settings = {name: getattr(args, name) for name in ("source", "stories", "temperature", "seed")}
+    if args.json:
+        write_json(runs, args.json, settings)
+    if args.figure:
+        plots.save_figure(plots.plot_evaluations(runs), args.figure)
     return 0
+
+
+def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
+    """What is found of one run."""
+    model, step = load_model(folder, pick_device())
+    recipe = read_recipe(folder)
+    train, validation = load_split(recipe)
+    if args.source:
+        validation = held_out(args.source)
+    data = TokenData.from_stories(train, model.tokenizer, validation=validation)
+    prompt = opening(model, data)
+    found = evaluate(model, data, args.stories, args.temperature, args.seed, texts=(train, validation), prompt=prompt)
+    total, active = count_parameters(model)
+    texts = hashlib.sha256("\0".join(validation).encode("utf-8", "surrogatepass")).hexdigest()
+    return Evaluated(step, total, active, texts, recipe["source"] == "builtin", found)
+
+
+def held_out(source: str) -> list[str]:
+    """The validation texts of a source, all its texts where it has no such part."""
+    try:
+        return load_stories(sys.maxsize, "validation", source)
+    except NoValidationSplit:
+        return load_stories(sys.maxsize, "train", source)
 
 
 def export_command(args: argparse.Namespace) -> int:

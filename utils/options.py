@@ -126,10 +126,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--run", metavar="DIR", required=True, action="append", help="folder of a run; may be given again, to compare"
+    )
+    parser.add_argument("--source", metavar="PATH", help="texts to measure on, as train takes them (default: the "
+                        "validation texts of each run)")  # fmt: skip
     parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
     parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
     parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
+    parser.add_argument("--json", metavar="FILE", help="write every figure to it")
+    parser.add_argument("--figure", metavar="FILE", help="draw the runs side by side, as PNG, PDF or SVG")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

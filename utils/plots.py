@@ -19,6 +19,7 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
 )  # fmt: skip
 GREY = "#808080"
 COLOUR = {"nano": BLUE, "k2": VERMILION}  # of the two architectures, everywhere
+FIGURES = ("png", "pdf", "svg")
 STYLE = {
     "figure.figsize": (7, 3.6), "figure.dpi": 100, "savefig.bbox": "tight", "font.size": 10, "axes.grid": True,
     "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
@@ -48,6 +49,48 @@ def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None
     axes.legend()
 
 
+def plot_evaluations(runs: dict) -> plt.Figure:
+    """Bits per byte of each run, with what words leave out apart, and the faults of its stories. `runs`: Evaluated."""
+    names = list(runs)
+    found = [run.found for run in runs.values()]
+    left_out = [result.dropped or 0.0 for result in found]
+    model = [result.bits_per_byte - dropped for result, dropped in zip(found, left_out, strict=True)]
+    shares = {"repeated four-word sequences": [result.repetition for result in found]}
+    for result in found:
+        for fault, share in (result.faults or {}).items():
+            shares.setdefault(fault, []).append(share)
+    with plt.rc_context({**STYLE, "figure.figsize": (10, 1.6 + 0.35 * max(len(shares), 2 * len(names)))}):
+        figure, (cost, faults) = plt.subplots(1, 2, layout="constrained")
+        cost.barh(names, model, color=BLUE, label="the tokens")
+        cost.barh(names, left_out, left=model, color=ORANGE, label="what words leave out")
+        cost.set(xlabel="bits per byte of the text", title="What unseen texts cost")
+        cost.legend()
+        height = 0.8 / len(names)
+        for i, name in enumerate(names):
+            rows = [(place, values[i]) for place, values in enumerate(shares.values()) if len(values) == len(names)]
+            faults.barh([row + i * height for row, _ in rows], [100 * share for _, share in rows], height, label=name)
+        faults.set_yticks([row + 0.4 - height / 2 for row in range(len(shares))], list(shares))
+        faults.set(xlabel="% of the stories told", title="What its stories are like")
+        faults.legend()
+        for axes in (cost, faults):
+            axes.invert_yaxis()
+    return figure
+
+
+def save_figure(figure: plt.Figure, path: str | Path) -> None:
+    """Write a figure as its ending says, whole or not at all. Raises ValueError for an ending not in FIGURES."""
+    kind = figure_kind(path)
+    write_atomically(path, lambda file: figure.savefig(file, format=kind))
+
+
+def figure_kind(path: str | Path) -> str:
+    """The kind of figure that the ending of a file tells. Raises ValueError for one not in FIGURES."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in FIGURES:
+        raise ValueError(f"the figure's file is {str(path)!r}, its ending must be one of {', '.join(FIGURES)}")
+    return kind
+
+
 class LossFigure:
     """The loss curve while training runs, for `train(..., show=LossFigure(path))`.
 
@@ -64,7 +107,7 @@ class LossFigure:
             return
         figure = plot_loss(history, self.baselines, self.colour)
         if self.path is not None:
-            write_atomically(self.path, lambda file: figure.savefig(file, format="png"))
+            save_figure(figure, self.path)
         if in_notebook:
             from IPython.display import display
 
