@@ -87,14 +87,54 @@ def test_evaluate_reports_every_figure(run, capsys):
     assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
     out = capsys.readouterr().out
     for figure in (
-        r"loss \d\.\d+ nats",
-        r"perplexity \d+",
-        r"\d\.\d+ bits per byte",
-        r"coherent: 0.0%",
-        r"sequences: \d",
-        r"no validation token went to: \d",
+        r"bits per byte of the text +\d\.\d{3}\n",
+        r"what words leave out +\d\.\d{3}\n",
+        r"nats per token +\d\.\d{3}\n",
+        r"perplexity +\d",
+        r"likeliest +\d",
+        r"no token went to +\d",
+        r"read per second +\d",
+        r"coherent \(built-in grammar\) +0\.0%",
+        r"different pairs +\d",
+        r"four-word sequences +\d",
+        r"fault of ending +\d",
+        r"3 stories at temperature 0\.8",
     ):
         assert re.search(figure, out), figure
+
+
+def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run, tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("\n<|endoftext|>\n".join(f"{STORY} {i}" for i in range(30)))
+    other = str(tmp_path / "other")
+    main(["train", "--preset", "smoke", "--run", other, "--source", str(tmp_path / "own.txt"), "--tokenizer", "bpe"])
+    files = [str(tmp_path / name) for name in ("found.json", "found.png")]
+    both = ["evaluate", "--run", str(run), "--run", other, "--stories", "2", "--json", files[0], "--figure", files[1]]
+    capsys.readouterr()
+    assert main(both) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"steps of training +6 +6\n", out) and re.search(r"grammar\) +0\.0% +not judged\n", out)
+    assert "measured on different texts" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["runs"]) == [str(run), other] and found["settings"]["stories"] == 2
+    for name in found["runs"]:
+        shown = f"{found['runs'][name]['found']['bits_per_byte']:.3f}"
+        assert shown in out
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+    assert main([*both, "--source", str(tmp_path / "own.txt")]) == 0
+    assert "different texts" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--stories", "-3"], "n_stories is -3, it must be 0 or more"),
+        (["--figure", "found.jpeg2"], "its ending must be one of png, pdf, svg"),
+        (["--source", "gone.txt"], "gone.txt does not exist"),
+    ],
+)
+def test_evaluate_names_what_is_wrong(run, capsys, options, message):
+    assert message in error_of(capsys, "evaluate", "--run", run, *options)
 
 
 def test_export_writes_what_import_reads(run, tmp_path, capsys):
@@ -112,7 +152,7 @@ def test_only_built_in_stories_are_judged(tmp_path, capsys):
     (tmp_path / "own.txt").write_text("\n<|endoftext|>\n".join([STORY] * 30))
     main(["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--source", str(tmp_path / "own.txt")])
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--stories", "1"]) == 0
-    assert "coherent: not judged" in capsys.readouterr().out
+    assert re.search(r"grammar\) +not judged", capsys.readouterr().out)
 
 
 def test_resume_continues_a_stopped_run_to_the_same_end(run, tmp_path, capsys, monkeypatch):

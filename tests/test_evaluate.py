@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.helpers import tiny_k2_model, tiny_model
+from utils.bpe import BPETokenizer
 from utils.course.watch import look
-from utils.data import TokenData
-from utils.evaluate import evaluate, repetition, validation_loss
+from utils.data import TokenData, split_stories
+from utils.dropped import Dropped
+from utils.evaluate import distinct, evaluate, read_validation, repetition, validation_loss
 from utils.generation import generate, next_token_probabilities, tell_stories
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
@@ -34,7 +36,67 @@ def test_a_model_that_knows_nothing_pays_ln_v_and_tells_nothing_coherent(model):
     assert result.perplexity == pytest.approx(len(TOK), rel=1e-4)
     n_bytes = sum(len(story) for story in STORIES) - DATA.n_bytes["train"]
     assert result.bits_per_byte == pytest.approx(math.log2(len(TOK)) * len(DATA.split("val")) / n_bytes, rel=1e-4)
-    assert result.coherent == 0
+    assert result.coherent == 0 and result.dropped is None and result.faults is None
+
+
+def test_words_pay_for_what_they_leave_out_and_bytes_have_nothing_to_pay(model):
+    train, val = split_stories(STORIES)
+    lower_bound = evaluate(model, DATA, n_stories=0)
+    paid = evaluate(model, DATA, n_stories=0, texts=(train, val))
+    rest = Dropped(TOK, train)
+    assert paid.dropped == pytest.approx(sum(map(rest.bits, val)) / DATA.n_bytes["val"]) > 0
+    assert paid.bits_per_byte == pytest.approx(lower_bound.bits_per_byte + paid.dropped)
+
+    bpe = BPETokenizer.train(train, 300)
+    other = tiny_model(len(bpe), block_size=64)
+    other.tokenizer = bpe
+    result = evaluate(other, TokenData.from_stories(train, bpe, validation=val), n_stories=0, texts=(train, val))
+    assert result.dropped == 0
+
+
+def test_bits_per_byte_are_those_of_the_whole_text_whatever_the_tokenizer(model):
+    """The chance that a model without knowledge gives a text: ln V for each token, and every letter it never saw."""
+    with torch.no_grad():
+        model.head.weight.zero_()
+    train, val = split_stories(STORIES)
+    result = evaluate(model, DATA, n_stories=0, texts=(train, val))
+    bits = math.log2(len(TOK)) * sum(len(TOK.encode(text)) + 1 for text in val) + sum(map(Dropped(TOK, train).bits, val))
+    assert result.bits_per_byte == pytest.approx(bits / sum(len(text.encode()) for text in val), rel=1e-5)
+
+
+def test_accuracy_counts_the_tokens_that_were_the_likeliest(model):
+    favourite = TOK.encode(".")[0]
+    with torch.no_grad():
+        for parameter in (model.head.weight, model.norm.weight):
+            parameter.zero_()
+        model.norm.bias.fill_(1.0)  # the head sees ones everywhere
+        model.head.weight[favourite] = 1.0
+    ids = DATA.split("val")[1:]
+    read = read_validation(model, DATA, batch_size=3)
+    assert read.accuracy == pytest.approx((ids == favourite).mean())
+    assert read.loss == pytest.approx(validation_loss(model, DATA), rel=1e-5)
+    assert read.tokens_per_second > 0
+
+
+def test_stories_are_judged_by_what_the_training_texts_show(model, monkeypatch):
+    told = [STORIES[0], STORIES[1].rstrip(".") + " and the zorble blorped", STORIES[2], STORIES[3]]
+    monkeypatch.setattr("utils.evaluate.tell_stories", lambda *a, **k: told)
+    train = builtin_stories(300, seed=5)
+    faults = evaluate(model, DATA, n_stories=4, texts=(train, STORIES[:2])).faults
+    assert faults["ending"] == 0.25 and faults["none"] <= 0.75
+    assert evaluate(model, DATA, n_stories=0, texts=(train, STORIES[:2])).faults is None
+
+
+def test_a_negative_number_of_stories_is_refused(model):
+    with pytest.raises(ValueError, match="n_stories is -3, it must be 0 or more"):
+        evaluate(model, DATA, n_stories=-3)
+
+
+def test_distinct_counts_different_words_and_pairs_over_all_stories():
+    assert distinct(["a b a", "b a"], 1) == pytest.approx(2 / 5)
+    assert distinct(["a b a", "b a"], 2) == pytest.approx(2 / 3)  # ab, ba, ba
+    assert distinct(["A a"], 1) == 0.5
+    assert distinct([], 1) == distinct(["a"], 2) == 0
 
 
 def test_a_model_that_recites_a_story_is_coherent(model, monkeypatch):

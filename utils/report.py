@@ -10,6 +10,9 @@ from utils.evaluate import Evaluation
 from utils.files import write_text
 
 
+NO_FAULT = "  none of these faults"
+
+
 class Evaluated(NamedTuple):
     """A run and what was found."""
 
@@ -52,7 +55,7 @@ def _lines(run: Evaluated) -> list[tuple[str, str]]:
         ("  different pairs", f"{found.distinct[1]:.1%}"),
         ("  different triples", f"{found.distinct[2]:.1%}"),
         ("  repeated four-word sequences", f"{found.repetition:.1%}"),
-        *((f"  {fault}", f"{share:.1%}") for fault, share in faults.items()),
+        *((NO_FAULT if fault == "none" else f"  fault of {fault}", f"{share:.1%}") for fault, share in faults.items()),
     ]
 
 
