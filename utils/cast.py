@@ -38,7 +38,7 @@ def learn_cast(stories: Sequence[str]) -> tuple[frozenset[str], dict[str, str]]:
         words = words_of(story)
         having.update(set(words))
         speaks.update([word for word, verb in pairwise(words) if verb in SPEECH])
-    names = {word for word, n in capital.items() if n >= 5 and n >= 9 * written[word]} - NOBODY
+    names = {word for word, n in capital.items() if n >= 5 and n >= 9 * written[word]} - NOBODY - PEOPLE.keys()
     speakers = {word for word, n in speaks.items() if n >= 10 and n >= having[word] / 100} - NOBODY
     cast = {**dict.fromkeys(speakers | names, EITHER), **PEOPLE}
     follows = defaultdict(Counter)
@@ -52,7 +52,7 @@ def learn_cast(stories: Sequence[str]) -> tuple[frozenset[str], dict[str, str]]:
                 pronouns = [word for word in words if word in PRONOUNS]
                 if pronouns == [word for word in after if word in PRONOUNS]:
                     follows[name][PRONOUNS[pronouns[0]]] += 1
-    for name in (names - PEOPLE.keys()) & follows.keys():
+    for name in names & follows.keys():
         gender, n = follows[name].most_common(1)[0]
         if 2 <= n >= 0.7 * follows[name].total():
             cast[name] = gender

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
-from utils.cast import EITHER, PRONOUNS, WORD, learn_cast, mentions, words_of
+from utils.cast import EITHER, PEOPLE, PRONOUNS, WORD, learn_cast, mentions, words_of
 from utils.detokenizer import UNK
 
 FAULTS = {
@@ -40,8 +40,8 @@ UNFIT = 0.05  # a rule that a larger share of them breaks is not for such texts
 FEW = 50  # with fewer training stories nobody knows what is usual
 
 OBJECTS = {"him", "her", "himself", "herself"}  # they reach a sentence farther back than subjects do
-INTRODUCES = {"named", "called", "name", "is", "was", "were", "i'm", "am", "friend", "friends", "brother", "sister",
-              "dog", "cat", "a", "an", "the", "her", "his", "their", "and", "of", "with", "like"}  # fmt: skip
+INTRODUCES = {*PEOPLE, "named", "called", "name", "is", "was", "were", "i'm", "am", "friend", "friends", "dog", "cat",
+              "mr.", "mrs.", "a", "an", "the", "her", "his", "their", "and", "of", "with", "like"}  # fmt: skip
 OPENING = re.compile(r"\W*(once upon|once,? there|long ago|there was once|one day,? there was)\b")
 NAMED = re.compile(r"\b(?:named|called)\s+([^\W\d_]+)")
 
