@@ -97,7 +97,6 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"coherent \(built-in grammar\) +0\.0%",
         r"different pairs +\d",
         r"four-word sequences +\d",
-        r"fault of ending +\d",
         r"3 stories at temperature 0\.8",
     ):
         assert re.search(figure, out), figure

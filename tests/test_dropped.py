@@ -14,9 +14,10 @@ from utils.tokenizer import WordTokenizer
 TRAIN = builtin_stories(300, seed=3)
 TOK = WordTokenizer.train(TRAIN)
 DROPPED = Dropped(TOK, TRAIN)
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(
-    st.sampled_from(['Lily said, "', "lily", "ZORBLE", "iPhone", "\n\n", "  ", ".", " was", "İstanbul", "e\u0301", "<unk>", "don't"])
-).map("".join)  # fmt: skip
+TRICKY = ['Lily said, "', "lily", "ZORBLE", "iPhone", "\n\n", "  ", ".", " was", "İstanbul", "é", "<unk>", "don't"]
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(st.sampled_from(TRICKY)).map(
+    "".join
+)
 
 
 def restored(text: str) -> str:

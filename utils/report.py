@@ -9,8 +9,7 @@ from typing import NamedTuple
 from utils.evaluate import Evaluation
 from utils.files import write_text
 
-
-NO_FAULT = "  none of these faults"
+NO_FAULT, NOT_JUDGED = "  none of these faults", "not judged"
 
 
 class Evaluated(NamedTuple):
@@ -26,20 +25,18 @@ class Evaluated(NamedTuple):
 
 def table(runs: dict[str, Evaluated]) -> str:
     """A row for each measure, a column for each run."""
-    rows = {"": list(runs)}
-    for run in runs.values():
-        for name, value in _lines(run):
-            rows.setdefault(name, []).append(value)
-    left = max(map(len, rows))
-    right = max(11, *map(len, runs))
-    return "\n".join(f"{name:{left}}" + "".join(f"  {value:>{right}}" for value in row) for name, row in rows.items())
+    columns = {name: _column(run) for name, run in runs.items()}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    left, right = max(map(len, names)), max(11, *map(len, runs))
+    rows = [("", columns), *((name, [column.get(name, NOT_JUDGED) for column in columns.values()]) for name in names)]
+    return "\n".join(f"{name:{left}}" + "".join(f"  {value:>{right}}" for value in row) for name, row in rows)
 
 
-def _lines(run: Evaluated) -> list[tuple[str, str]]:
+def _column(run: Evaluated) -> dict[str, str]:
     found = run.found
     paid = found.dropped is not None
     faults = found.faults or {}
-    return [
+    lines = [
         ("steps of training", f"{run.step:,}"),
         ("parameters", f"{run.parameters / 1e6:.2f} M"),
         ("  active for each token", f"{run.active / 1e6:.2f} M"),
@@ -50,13 +47,14 @@ def _lines(run: Evaluated) -> list[tuple[str, str]]:
         ("next token was the likeliest", f"{found.accuracy:.1%}"),
         ("experts that no token went to", f"{found.dead_experts:.1%}"),
         ("tokens read per second", f"{found.tokens_per_second:,.0f}"),
-        ("told: coherent (built-in grammar)", f"{found.coherent:.1%}" if run.judged_by_grammar else "not judged"),
+        ("told: coherent (built-in grammar)", f"{found.coherent:.1%}" if run.judged_by_grammar else NOT_JUDGED),
         ("  different words, of all told", f"{found.distinct[0]:.1%}"),
         ("  different pairs", f"{found.distinct[1]:.1%}"),
         ("  different triples", f"{found.distinct[2]:.1%}"),
         ("  repeated four-word sequences", f"{found.repetition:.1%}"),
         *((NO_FAULT if fault == "none" else f"  fault of {fault}", f"{share:.1%}") for fault, share in faults.items()),
     ]
+    return dict(lines)
 
 
 def write_json(runs: dict[str, Evaluated], path: str | Path, settings: dict) -> None:
