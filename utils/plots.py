@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from utils.files import write_atomically
 
-BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
+PALETTE = BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
 )  # fmt: skip
 GREY = "#808080"
@@ -51,29 +52,30 @@ def draw_loss(axes: plt.Axes, history, baselines: dict[str, float] | None = None
 
 def plot_evaluations(runs: dict) -> plt.Figure:
     """Bits per byte of each run, with what words leave out apart, and the faults of its stories. `runs`: Evaluated."""
-    names = list(runs)
-    found = [run.found for run in runs.values()]
+    names, found = list(runs), [run.found for run in runs.values()]
     left_out = [result.dropped or 0.0 for result in found]
     model = [result.bits_per_byte - dropped for result, dropped in zip(found, left_out, strict=True)]
+    judged = dict.fromkeys(fault for result in found for fault in result.faults or {})
     shares = {"repeated four-word sequences": [result.repetition for result in found]}
-    for result in found:
-        for fault, share in (result.faults or {}).items():
-            shares.setdefault(fault, []).append(share)
-    with plt.rc_context({**STYLE, "figure.figsize": (10, 1.6 + 0.35 * max(len(shares), 2 * len(names)))}):
+    for fault in judged:
+        label = "none of these faults" if fault == "none" else f"fault of {fault}"
+        shares[label] = [(result.faults or {}).get(fault, 0.0) for result in found]
+    height = 0.8 / len(names)
+    with plt.rc_context({**STYLE, "figure.figsize": (10, 1.8 + 0.35 * max(len(shares), 2 * len(names)))}):
         figure, (cost, faults) = plt.subplots(1, 2, layout="constrained")
-        cost.barh(names, model, color=BLUE, label="the tokens")
-        cost.barh(names, left_out, left=model, color=ORANGE, label="what words leave out")
+        cost.barh(names, model, 0.5, color=BLUE, label="the tokens")
+        bars = cost.barh(names, left_out, 0.5, left=model, color=ORANGE, label="what words leave out")
+        cost.bar_label(bars, [f"{result.bits_per_byte:.3f}" for result in found], padding=3)
         cost.set(xlabel="bits per byte of the text", title="What unseen texts cost")
-        cost.legend()
-        height = 0.8 / len(names)
-        for i, name in enumerate(names):
-            rows = [(place, values[i]) for place, values in enumerate(shares.values()) if len(values) == len(names)]
-            faults.barh([row + i * height for row, _ in rows], [100 * share for _, share in rows], height, label=name)
+        for i, (name, colour) in enumerate(zip(names, cycle(PALETTE), strict=False)):
+            places = [row + i * height for row in range(len(shares))]
+            faults.barh(places, [100 * values[i] for values in shares.values()], height, color=colour, label=name)
         faults.set_yticks([row + 0.4 - height / 2 for row in range(len(shares))], list(shares))
         faults.set(xlabel="% of the stories told", title="What its stories are like")
-        faults.legend()
         for axes in (cost, faults):
             axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return figure
 
 
