@@ -187,7 +187,17 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
 
 def test_bad_options_of_generate_are_one_clear_line(run, capsys):
     assert "temperature is -1.0" in error_of(capsys, "generate", "--run", run, "--temperature", -1)
-    assert "the prompt has 33 tokens" in error_of(capsys, "generate", "--run", run, "--prompt", "ball " * 33)
+    for seed in (-1, 2**64):
+        assert f"seed is {seed}, it must be a whole number" in error_of(capsys, "generate", "--run", run, "--seed", seed)
+
+
+def test_a_prompt_beyond_the_block_is_noted_in_one_line(run, capsys):
+    prompt = "ball " * 40
+    assert main(["generate", "--run", str(run), "--prompt", prompt, "--max-new-tokens", "3"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(prompt.rstrip())
+    assert captured.err.startswith("note: the prompt has 40 tokens, the model's block takes the last 32: it does not")
+    assert captured.err.count("\n") == 1
 
 
 def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
