@@ -128,6 +128,32 @@ def test_chunks_of_any_number_of_tokens_give_torch_cross_entropy(n_tokens, loss)
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("loss", [textbook_loss, fast_loss], ids=["textbook", "fast"])
+@pytest.mark.parametrize("shape", [(3, 7), (2, CHUNK + 5)])
+def test_targets_of_minus_100_do_not_count(shape, loss):
+    """torch's convention for padding and for the prompt in a fine-tuning; the mean is over the other targets."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(*shape, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets = torch.randint(30, shape).masked_fill(torch.rand(shape) < 0.4, -100)
+    kept = targets != -100
+    plain = F.cross_entropy(hidden[kept] @ weight.T, targets[kept])
+    ours = loss.cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(ours, plain)
+    for grad, expected in zip(
+        torch.autograd.grad(ours, [hidden, weight]), torch.autograd.grad(plain, [hidden, weight]), strict=True
+    ):
+        torch.testing.assert_close(grad, expected)
+    assert loss.cross_entropy(hidden, weight, torch.full(shape, -100)).isnan()  # as torch's: a mean of nothing
+
+
+@every_architecture
+def test_both_forms_of_a_models_loss_leave_out_the_same_targets(architecture):
+    model, x, y = TINY_MODELS[architecture]().eval(), random_tokens(2, 12), random_tokens(2, 12, seed=1)
+    y[:, :5] = -100
+    torch.testing.assert_close(model.loss(x, y), model(x, targets=y)[1])
+    assert not torch.isclose(model.loss(x, y), model.loss(x, random_tokens(2, 12, seed=1)))
+
+
 @every_architecture
 def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(architecture):
     config = TINY_MODELS[architecture]().config
