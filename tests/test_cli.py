@@ -188,7 +188,8 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
 def test_bad_options_of_generate_are_one_clear_line(run, capsys):
     assert "temperature is -1.0" in error_of(capsys, "generate", "--run", run, "--temperature", -1)
     for seed in (-1, 2**64):
-        assert f"seed is {seed}, it must be a whole number" in error_of(capsys, "generate", "--run", run, "--seed", seed)
+        message = error_of(capsys, "generate", "--run", run, "--seed", seed)
+        assert f"seed is {seed}, it must be a whole number" in message
 
 
 def test_a_prompt_beyond_the_block_is_noted_in_one_line(run, capsys):

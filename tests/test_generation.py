@@ -216,7 +216,7 @@ def test_of_a_prompt_beyond_the_block_the_model_reads_the_end_and_says_what_it_l
     end = model.tokenizer.decode(ids[-block:])
     assert len(ids) == block + 8
     settings = dict(seed=1, stop_at_eos=False, temperature=2.0)
-    with pytest.warns(UserWarning, match="has 24 tokens, the model's block takes the last 16: it does not read 'Once up"):
+    with pytest.warns(UserWarning, match="24 tokens, the model's block takes the last 16: it does not read 'Once up"):
         told = generate(model, prompt, 30, **settings)
     assert told == prompt + generate(model, end, 30, **settings)[len(end) :]
     with pytest.warns(UserWarning, match="does not read"):

@@ -215,15 +215,13 @@ def prompt_ids(model: Kimi, prompt: str) -> list[int]:
 
 
 def read_of(model: Kimi, ids: list[int]) -> torch.Tensor:
-    """What the model reads of a prompt, (1, T): the last ids that its block takes. A warning names what it leaves out."""
+    """What the model reads of a prompt, (1, T): the last ids that its block takes. A warning says what is left out."""
     block = model.config.block_size
     if len(ids) > block:
         left_out = model.tokenizer.decode(ids[:-block])
         left_out = left_out if len(left_out) <= 60 else f"{left_out[:30]} ... {left_out[-25:]}"
-        warnings.warn(
-            f"the prompt has {len(ids)} tokens, the model's block takes the last {block}: it does not read {left_out!r}",
-            stacklevel=3,
-        )
+        limit = f"the model's block takes the last {block}: it does not read {left_out!r}"
+        warnings.warn(f"the prompt has {len(ids)} tokens, {limit}", stacklevel=3)
     return torch.tensor([ids[-block:]])
 
 

@@ -56,8 +56,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the logits hidden @ weight.T in nats, and its gradients, chunk by chunk.
 
-    hidden (..., D), weight (V, D), targets (...) int64 -> scalar, in fp32. As in torch, a target of -100 does not count,
-    and the mean is over the others.
+    hidden (..., D), weight (V, D), targets (...) int64 -> scalar, in fp32. A target of -100 does not count, and the
+    mean is over the others.
     """
     dtype = compute_dtype(hidden)
     with full_precision(hidden.device):

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from utils.decoding import Decoder
 from utils.detokenizer import texts_of
 from utils.generation import Sampling, generator_of, prompt_ids, read_of, sample
