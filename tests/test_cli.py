@@ -1,5 +1,6 @@
 """The command line, as a newcomer types it."""
 
+import errno
 import json
 import os
 import re
@@ -199,6 +200,63 @@ def test_a_prompt_beyond_the_block_is_noted_in_one_line(run, capsys):
     assert captured.out.startswith(prompt.rstrip())
     assert captured.err.startswith("note: the prompt has 40 tokens, the model's block takes the last 32: it does not")
     assert captured.err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_stories_are_loaded(run, tmp_path, capsys):
+    """Its steps were computed first, and lost."""
+    (tmp_path / "file").write_text("a file")
+    checkpoint = run / "checkpoint.pt"
+    for folder, options, message in (
+        (tmp_path / "file", [], "file cannot be a folder to write to: it is a file"),
+        (tmp_path / "file" / "below", ["--overwrite"], "below cannot be a folder to write to: "),
+        (
+            tmp_path / "v1.pt",
+            [],
+            f"v1.pt is the name of a checkpoint, a run needs that of a folder, such as {tmp_path}/v1",
+        ),
+        (checkpoint, ["--overwrite"], f"a run needs that of a folder, such as {run}"),
+        (checkpoint, ["--resume"], f"a run needs that of a folder, such as {run}"),
+    ):
+        before = checkpoint.read_bytes()
+        assert message in error_of(capsys, "train", "--preset", "smoke", "--run", folder, *options)
+        assert "stories:" not in capsys.readouterr().out and checkpoint.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(path, file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    message = error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "run")
+    assert message == f"error: {tmp_path / 'run' / 'checkpoint.pt'} could not be written: No space left on device"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["loss.png"]
+
+
+def test_a_small_text_is_trained_and_too_small_a_one_names_the_cure(tmp_path, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text("\n<|endoftext|>\n".join(f"Tom had a ball {i}." for i in range(20)))  # a story is 7 tokens
+    options = ["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--source", str(source)]
+    assert main([*options, "--tokenizer", "word"]) == 0  # validation: 14 tokens, a block: 32
+    assert "126 training and 14 validation tokens" in capsys.readouterr().out
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert all(0 < row["val_loss"] < 20 for row in history["rows"])
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    message = error_of(capsys, *options, "--tokenizer", "word", "--overwrite", "--block-size", 126)
+    assert message == (
+        "error: a block of 126 needs at least 127 training tokens and 2 to validate, there are 126 training and 14 "
+        "validation tokens: take more text or a block of at most 125 (--block-size)"
+    )
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert main([*options, "--tokenizer", "word", "--overwrite", "--block-size", "125"]) == 0
+
+
+def test_a_block_of_a_few_tokens_is_trained_to_the_told_story(tmp_path, capsys):
+    """The story's beginning is longer than the block: that was found out behind the last step."""
+    options = ["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--block-size"]
+    assert main([*options, "3"]) == 0
+    captured = capsys.readouterr()
+    assert "\nOnce upon a time" in captured.out and "block takes the last 3: it does not read 'Once'" in captured.err
 
 
 def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):

@@ -107,6 +107,19 @@ class TokenData:
         windows = torch.from_numpy(tokens[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
         return windows[:, :-1], windows[:, 1:]
 
+    def refuse_block(self, block_size: int) -> None:
+        """Raise ValueError where the training tokens are too few for one window, or there is nothing to validate."""
+        n_val = len(self.tokens) - self.n_train
+        if self.n_train <= block_size or n_val < 2:
+            few = f"{self.n_train} training and {n_val} validation tokens"
+            at_most = (
+                f" or a block of at most {self.n_train - 1} (--block-size)" if n_val > 1 and self.n_train > 1 else ""
+            )
+            raise ValueError(
+                f"a block of {block_size} needs at least {block_size + 1} training tokens and 2 to validate,"
+                f" there are {few}: take more text{at_most}"
+            )
+
     def fingerprint(self) -> str:
         """Changes when any token or the split changes: a run is only continued on the data that it began with."""
         return hashlib.sha256(self.tokens.tobytes() + str((self.tokens.dtype, self.n_train)).encode()).hexdigest()

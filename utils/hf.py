@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from utils.config import KimiConfig, from_dict
-from utils.files import json_part, read_json, write_atomically
+from utils.files import json_part, read_json, refuse_unwritable, write_atomically
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.model import Kimi
 
@@ -69,6 +69,7 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
         raise ValueError(f"the model is {model.config.architecture}: only k2 has a form in transformers")
     if model.config.n_experts == 1:
         raise ValueError("n_experts is 1, transformers needs 2 or more")
+    refuse_unwritable(folder)
     texts = {CONFIG: _config_json(model)}
     if model.tokenizer is not None:
         texts |= tokenizer_files(model.tokenizer, model.config.block_size)
