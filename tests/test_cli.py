@@ -158,6 +158,9 @@ def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
             ["--model", "nano", "--d-model", 30, "--n-heads", 4],
             "NanoConfig.d_model is 30, it must be a multiple of n_heads (4)",
         ),
+        (["--seed", 2**64], "TrainConfig.seed is 18446744073709551616, it must be a whole number, 0 or more and below"),
+        (["--seed", -1], "TrainConfig.seed is -1, it must be a whole number, 0 or more and below 2^63"),
+        (["--stories", 0], "n is 0, but the number of stories must be 1 or more"),
         (["--top-k", 5], "K2Config.top_k is 5, it must be at most n_experts (4)"),
         (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
         (["--optimizer", "sgd"], "TrainConfig.optimizer is 'sgd', it must be one of muonclip, adamw"),
@@ -266,6 +269,18 @@ def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
     assert captured.err.startswith("note: no word of the prompt 'zorblax' is known") and captured.err.count("\n") == 1
 
 
+def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys, monkeypatch):
+    monkeypatch.setattr("utils.__main__.load_model", lambda *_: pytest.fail("measured first"))
+    for option, value, message in (
+        ("--stories", 0, "--stories is 0, it must be 1 or more"),
+        ("--stories", -3, "--stories is -3, it must be 1 or more"),
+        ("--seed", 2**64, "seed is 18446744073709551616, it must be a whole number"),
+        ("--seed", -1, "seed is -1, it must be a whole number"),
+        ("--temperature", -1, "Sampling.temperature is -1.0, it must be 0 or more"),
+    ):
+        assert message in error_of(capsys, "evaluate", "--run", run, option, value)
+
+
 def test_resume_takes_what_would_change_the_run_from_the_run(run, capsys):
     for options in (["--lr", "0.1"], ["--model", "nano"], ["--preset", "laptop"], ["--stories", "9"]):
         assert f"leave out {options[0]}" in error_of(capsys, "train", "--run", run, "--resume", *options)
@@ -362,6 +377,27 @@ def test_texts_of_any_kind_are_trained_told_resumed_measured_and_exported(name, 
     assert main(["evaluate", "--run", str(folder), "--stories", "2"]) == 0
     assert main(["export", "--run", str(folder), "--to", str(tmp_path / "hf")]) == 0
     assert import_hf(tmp_path / "hf").tokenizer.to_dict() == tok.to_dict()
+
+
+OPENINGS = {  # what a run's own story begins with: words of the first line of a text that validates
+    "russian": ("Жил-был {} кот. Он любил рыбу и молоко.", r"Жил-был \w+ кот\."),
+    "hindi": ("एक दिन {} ने बिल्ली देखी।", r"एक दिन \w+"),
+    "chinese": ("{}兔在林中跳舞，后来回家了。", r"\w兔在"),
+    "names": ("{}ana", r"\wan"),
+    "code": ("def {}(x):\n    return x", r"def \w\(x\):"),
+    "verse": ("\n\n{} moon\nhung low\nover the hill", r"\w moon"),
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_the_story_at_the_end_of_a_run_begins_as_its_own_texts_do(name, tmp_path, capsys):
+    text, begins = OPENINGS[name]
+    source, folder = tmp_path / "a.txt", tmp_path / "run"
+    source.write_text(END.join(text.format(letter) for letter in "абвгдежзиклмнопрст"), encoding="utf-8")
+    assert main(["train", "--preset", "smoke", "--run", str(folder), "--source", str(source)]) == 0
+    out = capsys.readouterr().out
+    told, command = re.search(r"^\n(.*?)\n\n0\.\d minutes", out, re.S | re.M)[1], out.splitlines()[-1]
+    assert re.match(begins, told) and re.search(rf"--prompt ['\"]?{begins}['\"]?$", command), (told, command)
 
 
 def test_the_tokenizer_and_its_size_can_be_said(tmp_path, capsys):
