@@ -20,7 +20,7 @@ from utils.grammar import builtin_stories
 from utils.hf import import_hf
 from utils.options import build_parser
 from utils.presets import PRESETS, Preset
-from utils.recipe import read_recipe
+from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -421,6 +421,45 @@ def test_a_reading_option_reaches_the_files_again_when_the_run_goes_on(tmp_path,
     assert "CSV, column 'tale'" in capsys.readouterr().out
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--stories", "2"]) == 0
     assert "CSV, column 'tale'" in capsys.readouterr().out
+
+
+def test_a_text_in_both_splits_is_told(tmp_path, capsys):
+    """A copy of a folder inside itself, or of a file under another name."""
+    stories = builtin_stories(30)
+    for file, texts in (
+        ("train.txt", stories[:25]),
+        ("validation.txt", stories[22:]),
+        ("old/train.txt", stories[25:28]),
+    ):
+        (tmp_path / "texts" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / file).write_text(END.join(texts))
+    options = [
+        "train",
+        "--preset",
+        "smoke",
+        "--stories",
+        "100",
+        "--run",
+        str(tmp_path / "run"),
+        "--overwrite",
+        "--source",
+    ]
+    assert main([*options, str(tmp_path / "texts")]) == 0
+    assert "stories: 6 texts are in training and in validation" in capsys.readouterr().out
+    (tmp_path / "texts" / "validation.txt").write_text(END.join(stories[28:]))
+    assert main([*options, str(tmp_path / "texts")]) == 0
+    assert "texts are in training and in validation" not in capsys.readouterr().out
+
+
+def test_a_folder_copied_into_itself_puts_no_text_on_both_sides(tmp_path):
+    """Without names of splits a tenth of the texts is drawn: with all its copies."""
+    stories = builtin_stories(30)
+    for file, texts in (("a.txt", stories[:20]), ("b.txt", stories[20:])):
+        for folder in (tmp_path, tmp_path / "copy", tmp_path / ".hidden"):
+            folder.mkdir(exist_ok=True)
+            (folder / file).write_text(END.join(texts))
+    train, val = load_split(new_recipe("k2", "smoke", str(tmp_path), stories=100))
+    assert (len(train), len(val)) == (54, 6) and not set(train) & set(val)
 
 
 def test_several_sources_are_one_text(tmp_path, capsys):
