@@ -6,8 +6,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_config, tiny_k2_model, tiny_model
+from tests.helpers import (
+    TINY_CONFIGS,
+    TINY_MODELS,
+    every_architecture,
+    random_tokens,
+    tiny_k2_config,
+    tiny_k2_model,
+    tiny_model,
+)
 from utils import loss as textbook_loss
 from utils.attention import MultiHeadLatentAttention
 from utils.config import KimiConfig
@@ -187,6 +196,40 @@ def test_a_model_can_be_copied_after_a_step(architecture):
     model.end_step_(record)
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(random_tokens(1, 8)), model.eval()(random_tokens(1, 8)))
+
+
+@every_architecture
+def test_a_running_average_of_the_weights_tells_after_a_step(architecture):
+    """torch's AveragedModel copies the model after a forward in training mode."""
+    model, record = TINY_MODELS[architecture](balance_coef=0.01).train(), Record()
+    x, y = random_tokens(2, 8), random_tokens(2, 8, seed=1)
+    (model.loss(x, y, record) + record.balance_loss()).backward()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    before = model.head.weight.detach().clone()
+    for factor in (1.0, 3.0):
+        with torch.no_grad():
+            model.head.weight.copy_(factor * before)
+        average.update_parameters(model)
+    torch.testing.assert_close(average.module.head.weight, 2 * before)
+    torch.testing.assert_close(average.eval()(x), model.eval()(x) * 2 / 3)
+
+
+@every_architecture
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_blocks_computed_again_in_the_backward_give_the_same_gradients(architecture, fast, reentrant):
+    """Activation checkpointing, the usual answer to a GPU that is full."""
+    model, x = Kimi(TINY_CONFIGS[architecture](), fast=fast), random_tokens(2, 12)
+    gradients = []
+    for again in (False, True):
+        h, angles = model.positions(model.embedding(x), torch.arange(12))
+        for block in model.blocks:
+            h = checkpoint(block, h, angles, use_reentrant=reentrant) if again else block(h, angles)
+        loss = model.cross_entropy(model.norm(h), model.head.weight, random_tokens(2, 12, seed=1))
+        model.zero_grad()
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(plain, computed_again) for plain, computed_again in zip(*gradients, strict=True))
 
 
 @every_architecture
