@@ -383,7 +383,7 @@ OPENINGS = {  # what a run's own story begins with: words of the first line of a
     "russian": ("Жил-был {} кот. Он любил рыбу и молоко.", r"Жил-был \w+ кот\."),
     "hindi": ("एक दिन {} ने बिल्ली देखी।", r"एक दिन \w+"),
     "chinese": ("{}兔在林中跳舞，后来回家了。", r"\w兔在"),
-    "names": ("{}ana", r"\wan"),
+    "names": ("{}a", r"\wa"),
     "code": ("def {}(x):\n    return x", r"def \w\(x\):"),
     "verse": ("\n\n{} moon\nhung low\nover the hill", r"\w moon"),
 }

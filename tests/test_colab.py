@@ -109,7 +109,7 @@ def test_without_an_address_the_first_cell_asks_for_it(tmp_path, jupyter_path):
         ("course/notebooks/mine/of today", None),
         ("elsewhere", "course/notebooks/02_attention.ipynb"),  # VS Code names the notebook that it runs
         ("elsewhere", "course/notebooks/mine/copy.ipynb"),
-        ("course/notebooks", "elsewhere/copy.ipynb"),
+        ("course/notebooks/mine/of today", "elsewhere/copy.ipynb"),
     ],
 )
 def test_the_first_cell_finds_the_course_in_any_folder_above(tmp_path, works_in, notebook):

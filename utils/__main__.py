@@ -117,10 +117,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     """Measure a run on its own validation stories, and judge the stories that it tells."""
     if args.stories < 1:
         raise ValueError(f"--stories is {args.stories}, it must be 1 or more")
-    (
-        Sampling(temperature=args.temperature),
-        generator_of(args.seed),
-    )  # what cannot be is said before anything is measured
+    Sampling(temperature=args.temperature)  # what cannot be is said before anything is measured
+    generator_of(args.seed)
     model, step = load_model(args.run, pick_device())
     recipe = read_recipe(args.run)
     train_stories, val_stories = load_split(recipe)
