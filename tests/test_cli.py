@@ -379,6 +379,27 @@ def test_texts_of_any_kind_are_trained_told_resumed_measured_and_exported(name, 
     assert import_hf(tmp_path / "hf").tokenizer.to_dict() == tok.to_dict()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "L'ami d'Ali dit : « C'est l'été, aujourd'hui ! »",
+        "Der Hund rief: „Guten Tag, Frau Müller!“ Das war’s.",
+        "¿Dónde está el gato? ¡Aquí! —dijo ella—. ¡Qué bien!",
+        "Mr. Smith of the U.S.A. paid £3 at 5 p.m. to O'Brien.",
+        "Lit up the night,\n  a silver star\nhung low.",
+        "x = {'a': 1}\nif x:\n    print(x['a'])",
+    ],
+)
+def test_what_words_would_space_otherwise_comes_back_as_it_was_written(text, tmp_path, capsys):
+    source, folder = tmp_path / "a.txt", tmp_path / "run"
+    source.write_text(END.join([f"{text} a b", f"{text} b a"] * 10), encoding="utf-8")
+    options = ["--preset", "smoke", "--block-size", "16", "--steps", "1"]
+    assert main(["train", *options, "--run", str(folder), "--source", str(source)]) == 0
+    assert "tokenizer: words would leave" in capsys.readouterr().out
+    tok = load_model(folder)[0].tokenizer
+    assert tok.decode(tok.encode(text)) == text
+
+
 OPENINGS = {  # what a run's own story begins with: words of the first line of a text that validates
     "russian": ("Жил-был {} кот. Он любил рыбу и молоко.", r"Жил-был \w+ кот\."),
     "hindi": ("एक दिन {} ने बिल्ली देखी।", r"एक दिन \w+"),
