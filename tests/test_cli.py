@@ -1,5 +1,6 @@
 """The command line, as a newcomer types it."""
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from utils.grammar import builtin_stories
 from utils.hf import import_hf
 from utils.options import build_parser
 from utils.presets import PRESETS, Preset
-from utils.recipe import read_recipe
+from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,6 +197,9 @@ def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
             ["--model", "nano", "--d-model", 30, "--n-heads", 4],
             "NanoConfig.d_model is 30, it must be a multiple of n_heads (4)",
         ),
+        (["--seed", 2**64], "TrainConfig.seed is 18446744073709551616, it must be a whole number, 0 or more and below"),
+        (["--seed", -1], "TrainConfig.seed is -1, it must be a whole number, 0 or more and below 2^63"),
+        (["--stories", 0], "n is 0, but the number of stories must be 1 or more"),
         (["--top-k", 5], "K2Config.top_k is 5, it must be at most n_experts (4)"),
         (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
         (["--optimizer", "sgd"], "TrainConfig.optimizer is 'sgd', it must be one of muonclip, adamw"),
@@ -226,7 +230,75 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
 
 def test_bad_options_of_generate_are_one_clear_line(run, capsys):
     assert "temperature is -1.0" in error_of(capsys, "generate", "--run", run, "--temperature", -1)
-    assert "the prompt has 33 tokens" in error_of(capsys, "generate", "--run", run, "--prompt", "ball " * 33)
+    for seed in (-1, 2**64):
+        message = error_of(capsys, "generate", "--run", run, "--seed", seed)
+        assert f"seed is {seed}, it must be a whole number" in message
+
+
+def test_a_prompt_beyond_the_block_is_noted_in_one_line(run, capsys):
+    prompt = "ball " * 40
+    assert main(["generate", "--run", str(run), "--prompt", prompt, "--max-new-tokens", "3"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(prompt.rstrip())
+    assert captured.err.startswith("note: the prompt has 40 tokens, the model's block takes the last 32: it does not")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_stories_are_loaded(run, tmp_path, capsys):
+    """Its steps were computed first, and lost."""
+    (tmp_path / "file").write_text("a file")
+    checkpoint = run / "checkpoint.pt"
+    for folder, options, message in (
+        (tmp_path / "file", [], "file cannot be a folder to write to: it is a file"),
+        (tmp_path / "file" / "below", ["--overwrite"], "below cannot be a folder to write to: "),
+        (
+            tmp_path / "v1.pt",
+            [],
+            f"v1.pt is the name of a checkpoint, a run needs that of a folder, such as {tmp_path}/v1",
+        ),
+        (checkpoint, ["--overwrite"], f"a run needs that of a folder, such as {run}"),
+        (checkpoint, ["--resume"], f"a run needs that of a folder, such as {run}"),
+    ):
+        before = checkpoint.read_bytes()
+        assert message in error_of(capsys, "train", "--preset", "smoke", "--run", folder, *options)
+        assert "stories:" not in capsys.readouterr().out and checkpoint.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(path, file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    message = error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "run")
+    assert message == f"error: {tmp_path / 'run' / 'checkpoint.pt'} could not be written: No space left on device"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["loss.png"]
+
+
+def test_a_small_text_is_trained_and_too_small_a_one_names_the_cure(tmp_path, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text("\n<|endoftext|>\n".join(f"Tom had a ball {i}." for i in range(20)))  # a story is 7 tokens
+    options = ["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--source", str(source)]
+    assert main([*options, "--tokenizer", "word"]) == 0  # validation: 14 tokens, a block: 32
+    assert "126 training and 14 validation tokens" in capsys.readouterr().out
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert all(0 < row["val_loss"] < 20 for row in history["rows"])
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    message = error_of(capsys, *options, "--tokenizer", "word", "--overwrite", "--block-size", 126)
+    assert message == (
+        "error: a block of 126 needs at least 127 training tokens and 2 to validate, there are 126 training and 14 "
+        "validation tokens: take more text or a block of at most 125 (--block-size)"
+    )
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert main([*options, "--tokenizer", "word", "--overwrite", "--block-size", "125"]) == 0
+
+
+def test_a_block_of_a_few_tokens_is_trained_to_the_told_story(tmp_path, capsys):
+    """The story's beginning is longer than the block: that was found out behind the last step."""
+    options = ["train", "--preset", "smoke", "--run", str(tmp_path / "run"), "--block-size"]
+    assert main([*options, "3"]) == 0
+    captured = capsys.readouterr()
+    assert "\nOnce upon a time" in captured.out and "block takes the last 3: it does not read 'Once'" in captured.err
 
 
 def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
@@ -234,6 +306,18 @@ def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
     captured = capsys.readouterr()
     assert captured.out.startswith("zorblax ")
     assert captured.err.startswith("note: no word of the prompt 'zorblax' is known") and captured.err.count("\n") == 1
+
+
+def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys, monkeypatch):
+    monkeypatch.setattr("utils.__main__.load_model", lambda *_: pytest.fail("measured first"))
+    for option, value, message in (
+        ("--stories", 0, "--stories is 0, it must be 1 or more"),
+        ("--stories", -3, "--stories is -3, it must be 1 or more"),
+        ("--seed", 2**64, "seed is 18446744073709551616, it must be a whole number"),
+        ("--seed", -1, "seed is -1, it must be a whole number"),
+        ("--temperature", -1, "Sampling.temperature is -1.0, it must be 0 or more"),
+    ):
+        assert message in error_of(capsys, "evaluate", "--run", run, option, value)
 
 
 def test_resume_takes_what_would_change_the_run_from_the_run(run, capsys):
@@ -334,6 +418,48 @@ def test_texts_of_any_kind_are_trained_told_resumed_measured_and_exported(name, 
     assert import_hf(tmp_path / "hf").tokenizer.to_dict() == tok.to_dict()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "L'ami d'Ali dit : « C'est l'été, aujourd'hui ! »",
+        "Der Hund rief: „Guten Tag, Frau Müller!“ Das war’s.",
+        "¿Dónde está el gato? ¡Aquí! —dijo ella—. ¡Qué bien!",
+        "Mr. Smith of the U.S.A. paid £3 at 5 p.m. to O'Brien.",
+        "Lit up the night,\n  a silver star\nhung low.",
+        "x = {'a': 1}\nif x:\n    print(x['a'])",
+    ],
+)
+def test_what_words_would_space_otherwise_comes_back_as_it_was_written(text, tmp_path, capsys):
+    source, folder = tmp_path / "a.txt", tmp_path / "run"
+    source.write_text(END.join([f"{text} a b", f"{text} b a"] * 10), encoding="utf-8")
+    options = ["--preset", "smoke", "--block-size", "16", "--steps", "1"]
+    assert main(["train", *options, "--run", str(folder), "--source", str(source)]) == 0
+    assert "tokenizer: words would leave" in capsys.readouterr().out
+    tok = load_model(folder)[0].tokenizer
+    assert tok.decode(tok.encode(text)) == text
+
+
+OPENINGS = {  # what a run's own story begins with: words of the first line of a text that validates
+    "russian": ("Жил-был {} кот. Он любил рыбу и молоко.", r"Жил-был \w+ кот\."),
+    "hindi": ("एक दिन {} ने बिल्ली देखी।", r"एक दिन \w+"),
+    "chinese": ("{}兔在林中跳舞，后来回家了。", r"\w兔在"),
+    "names": ("{}a", r"\wa"),
+    "code": ("def {}(x):\n    return x", r"def \w\(x\):"),
+    "verse": ("\n\n{} moon\nhung low\nover the hill", r"\w moon"),
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_the_story_at_the_end_of_a_run_begins_as_its_own_texts_do(name, tmp_path, capsys):
+    text, begins = OPENINGS[name]
+    source, folder = tmp_path / "a.txt", tmp_path / "run"
+    source.write_text(END.join(text.format(letter) for letter in "абвгдежзиклмнопрст"), encoding="utf-8")
+    assert main(["train", "--preset", "smoke", "--run", str(folder), "--source", str(source)]) == 0
+    out = capsys.readouterr().out
+    told, command = re.search(r"^\n(.*?)\n\n0\.\d minutes", out, re.S | re.M)[1], out.splitlines()[-1]
+    assert re.match(begins, told) and re.search(rf"--prompt ['\"]?{begins}['\"]?$", command), (told, command)
+
+
 def test_the_tokenizer_and_its_size_can_be_said(tmp_path, capsys):
     source = tmp_path / "a.txt"
     source.write_text(RABBITS, encoding="utf-8")
@@ -355,6 +481,45 @@ def test_a_reading_option_reaches_the_files_again_when_the_run_goes_on(tmp_path,
     assert "CSV, column 'tale'" in capsys.readouterr().out
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--stories", "2"]) == 0
     assert "CSV, column 'tale'" in capsys.readouterr().out
+
+
+def test_a_text_in_both_splits_is_told(tmp_path, capsys):
+    """A copy of a folder inside itself, or of a file under another name."""
+    stories = builtin_stories(30)
+    for file, texts in (
+        ("train.txt", stories[:25]),
+        ("validation.txt", stories[22:]),
+        ("old/train.txt", stories[25:28]),
+    ):
+        (tmp_path / "texts" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / file).write_text(END.join(texts))
+    options = [
+        "train",
+        "--preset",
+        "smoke",
+        "--stories",
+        "100",
+        "--run",
+        str(tmp_path / "run"),
+        "--overwrite",
+        "--source",
+    ]
+    assert main([*options, str(tmp_path / "texts")]) == 0
+    assert "stories: 6 texts are in training and in validation" in capsys.readouterr().out
+    (tmp_path / "texts" / "validation.txt").write_text(END.join(stories[28:]))
+    assert main([*options, str(tmp_path / "texts")]) == 0
+    assert "texts are in training and in validation" not in capsys.readouterr().out
+
+
+def test_a_folder_copied_into_itself_puts_no_text_on_both_sides(tmp_path):
+    """Without names of splits a tenth of the texts is drawn: with all its copies."""
+    stories = builtin_stories(30)
+    for file, texts in (("a.txt", stories[:20]), ("b.txt", stories[20:])):
+        for folder in (tmp_path, tmp_path / "copy", tmp_path / ".hidden"):
+            folder.mkdir(exist_ok=True)
+            (folder / file).write_text(END.join(texts))
+    train, val = load_split(new_recipe("k2", "smoke", str(tmp_path), stories=100))
+    assert (len(train), len(val)) == (54, 6) and not set(train) & set(val)
 
 
 def test_several_sources_are_one_text(tmp_path, capsys):

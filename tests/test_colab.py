@@ -1,7 +1,9 @@
 """The way into the course: the first cell of a notebook that came alone, the badges, and Colab's older versions."""
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -97,6 +99,30 @@ def test_without_an_address_the_first_cell_asks_for_it(tmp_path, jupyter_path):
     cell = nbformat.v4.new_code_cell(colab.first_cell(""))
     with pytest.raises(CellExecutionError, match="write the address of the course's git repository into REPOSITORY"):
         run_alone(nbformat.v4.new_notebook(cells=[cell]), tmp_path, jupyter_path, "")
+
+
+@pytest.mark.parametrize(
+    "works_in, notebook",
+    [
+        ("course", None),
+        ("course/notebooks", None),
+        ("course/notebooks/mine/of today", None),
+        ("elsewhere", "course/notebooks/02_attention.ipynb"),  # VS Code names the notebook that it runs
+        ("elsewhere", "course/notebooks/mine/copy.ipynb"),
+        ("course/notebooks/mine/of today", "elsewhere/copy.ipynb"),
+    ],
+)
+def test_the_first_cell_finds_the_course_in_any_folder_above(tmp_path, works_in, notebook):
+    for folder in ("course/utils/course", "course/notebooks/mine/of today", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "course/utils/course/colab.py").write_text("def setup():\n    return __file__\n")
+    named = f"__vsc_ipynb_file__ = {str(tmp_path / notebook)!r}\n" if notebook else ""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{named}{colab.first_cell('')}\nprint(device)"],
+        cwd=tmp_path / works_in, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "course/utils/course/colab.py"), done.stderr
 
 
 def printed(cell) -> str:

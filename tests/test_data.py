@@ -1,10 +1,11 @@
 """Stories as tokens: nothing leaks between the splits, and every draw can be repeated."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
-from utils.data import TokenData, split_stories, split_text
+from utils.data import TokenData, split_stories, split_text, split_texts
 from utils.tokenizer import WordTokenizer
 
 STORIES = [f"story{i} has word{i} and a cat." for i in range(50)]
@@ -61,6 +62,41 @@ def test_given_validation_stories_are_the_validation_split(tok):
     data = TokenData.from_stories(STORIES[:10], tok, validation=STORIES[40:42])
     assert (data.split("val") == tok.eos_id).sum() == 2
     assert data.n_bytes == {s: sum(map(len, t)) for s, t in (("train", STORIES[:10]), ("val", STORIES[40:42]))}
+
+
+def test_one_text_is_not_a_list_of_its_letters(tok):
+    text = "story1 has a cat. " * 40
+    for take in (
+        lambda: TokenData.from_stories(text, tok),
+        lambda: TokenData.from_stories(STORIES, tok, validation=text),
+        lambda: TokenData.from_stories(text, tok, validation=STORIES),
+        lambda: split_stories(text),
+        lambda: split_texts(text),
+    ):
+        with pytest.raises(ValueError, match="stories is one str, it must be an iterable of them: put it in a list"):
+            take()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        tuple,
+        np.array,
+        lambda stories: (story for story in stories),
+        lambda stories: dict.fromkeys(stories).keys(),
+        lambda stories: pandas.Series(["", *stories])[lambda column: column != ""],  # numbered from 1
+    ],
+    ids=["tuple", "array", "generator", "keys", "filtered column"],
+)
+def test_stories_come_in_any_iterable(tok, form):
+    (train, val), expected = split_stories(STORIES), TokenData.from_stories(STORIES, tok)
+    for data in (
+        TokenData.from_stories(form(STORIES), tok),
+        TokenData.from_stories(form(train), tok, validation=form(val)),
+    ):
+        assert data.fingerprint() == expected.fingerprint() and data.n_bytes == expected.n_bytes
+    assert split_stories(form(STORIES)) == split_stories(STORIES)
+    assert WordTokenizer.train(form(STORIES)).words == tok.words
 
 
 def test_two_bytes_a_token_where_the_vocabulary_fits(tok):

@@ -615,7 +615,6 @@ def test_a_place_that_cannot_be_written_to_is_told(panel, here, tmp_path):
         ("also_at", "0.3, <b>warm", "'0.3, <b>warm' must be numbers with commas between, such as 0.3, 1.2"),
         ("also_at", "-1", "Sampling.temperature is -1.0, it must be 0 or more"),
         ("also_at", "nan", "Sampling.temperature is nan"),
-        ("prompt", "cat " * 30, "the prompt has 30 tokens, the model's block takes at most 24"),
     ],
 )
 @pytest.mark.parametrize("start", [lambda panel: press(panel.generate), enter])

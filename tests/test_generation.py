@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import tiny_model
 from utils.decoding import Decoder
-from utils.generation import Sampling, generate, next_token_probabilities, sample, stream
+from utils.generation import Sampling, generate, next_token_probabilities, sample, stream, tell_stories
 from utils.tokenizer import WordTokenizer
 
 TEXT = "Once upon a time, there was a cat. \"I don't know,\" said the cat, and it sat on Lily's red mat."
@@ -199,12 +199,41 @@ def test_a_prompt_without_a_known_word_says_so_and_starts_a_story(model):
         ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9, it must be 1 or more"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"heat": 2.0}, "Sampling has no field 'heat', its fields are temperature, top_k"),
-        ({"prompt": "cat " * 17}, "the prompt has 17 tokens, the model's block takes at most 16"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616, it must be a whole number, 0 or more and below 2\^63"),
+        ({"seed": -1}, "seed is -1, it must be a whole number, 0 or more"),
     ],
 )
 def test_impossible_settings_are_named_at_once(model, settings, message):
     with pytest.raises(ValueError, match=message):
         stream(model, **settings)  # before the first piece is asked for
+
+
+def test_of_a_prompt_beyond_the_block_the_model_reads_the_end_and_says_what_it_leaves_out(model):
+    """It was refused, where a story that grows beyond the block goes on."""
+    block = model.config.block_size
+    prompt = "Once upon a time there was a cat and it sat on red mat and the cat sat on a cat on a mat"
+    ids = model.tokenizer.encode(prompt)
+    end = model.tokenizer.decode(ids[-block:])
+    assert len(ids) == block + 8
+    settings = dict(seed=1, stop_at_eos=False, temperature=2.0)
+    with pytest.warns(UserWarning, match="24 tokens, the model's block takes the last 16: it does not read 'Once up"):
+        told = generate(model, prompt, 30, **settings)
+    assert told == prompt + generate(model, end, 30, **settings)[len(end) :]
+    with pytest.warns(UserWarning, match="does not read"):
+        p = next_token_probabilities(model, prompt)
+    assert torch.equal(p, next_token_probabilities(model, end))
+
+
+def test_stories_of_a_prompt_beyond_the_block_keep_all_of_it(model):
+    with pytest.warns(UserWarning, match="the prompt has 20 tokens") as noted:
+        stories = tell_stories(model, 3, "cat " * 20, max_new_tokens=5, temperature=0)
+    assert len(noted) == 1 and len(set(stories)) == 1 and stories[0].lower().startswith("cat " * 19 + "cat")
+
+
+def test_less_than_one_story_cannot_be_told(model):
+    for n in (0, -3):
+        with pytest.raises(ValueError, match=f"n is {n}, the number of stories to tell must be 1 or more"):
+            tell_stories(model, n)
 
 
 def test_a_model_without_a_tokenizer_says_what_is_missing():

@@ -30,7 +30,8 @@ from utils.bpe import PATTERNS, BPETokenizer
 from utils.config import KimiConfig
 from utils.decoding import Decoder
 from utils.generation import Sampling, generate, sample
-from utils.hf import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN_FIXED, export_hf, import_hf
+from utils.hf import export_hf, import_hf
+from utils.hf_config import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN_FIXED
 from utils.merges import BYTES
 from utils.model import Kimi, count_parameters
 from utils.stories import NoValidationSplit, load_stories
@@ -395,6 +396,68 @@ def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
     assert difference(import_hf(tmp_path), oracle(tmp_path)) <= TOLERANCE
 
 
+def test_null_is_as_if_missing_where_transformers_takes_it_for_nothing_else(tmp_path):
+    ours = random_model("YaRN of DeepSeek-V3")
+    export_hf(ours, tmp_path)
+    file = tmp_path / "config.json"
+    state = json.loads(file.read_text())
+    nulls = ("hidden_act", "attention_bias", "tie_word_embeddings", "scoring_func", "topk_method", "moe_layer_freq",
+             "n_group", "topk_group", "quantization_config", "rope_theta", "num_nextn_predict_layers",
+             "num_key_value_heads", "aux_loss_alpha", "pretraining_tp", "head_dim")  # fmt: skip
+    rope = state["rope_parameters"] | dict.fromkeys(("beta_fast", "beta_slow", "attention_factor"))
+    file.write_text(
+        json.dumps(state | dict.fromkeys(nulls) | {"rope_scaling": None, "rope_parameters": rope, OWN: None})
+    )
+    back = import_hf(tmp_path)
+    assert same_tensors(back, ours) and (back.config.yarn_beta_fast, back.config.yarn_beta_slow) == (32, 1)
+    state["rope_scaling"] = None
+    for name, place in (("rope_interleave", state), ("norm_topk_prob", state), ("truncate", rope), ("mscale", rope)):
+        before = place.get(name, True)
+        place[name] = None
+        file.write_text(json.dumps(state | {"rope_parameters": rope}))
+        with pytest.raises(ValueError, match=f"{name} is None in .*, it must be (True|1.0)"):
+            import_hf(tmp_path)
+        place[name] = before
+    for factor in ({"factor": None}, {}):
+        changed = {name: value for name, value in rope.items() if name != "factor"} | factor
+        file.write_text(json.dumps(state | {"rope_parameters": changed}))
+        with pytest.raises(ValueError, match="yarn_factor is None, it must be 1 or more"):
+            import_hf(tmp_path)
+
+
+def test_frequencies_that_lie_in_published_files_are_passed_over(tmp_path):
+    """Kimi K2's and Moonlight's files hold the buffer of each layer, which config.json says as well."""
+    ours = random_model("YaRN of Kimi K2")
+    export_hf(ours, tmp_path)
+    names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(3)]
+    edit_tensors(tmp_path, lambda t: t.update({name: torch.ones(8) for name in [*names, "model.rotary_emb.inv_freq"]}))
+    assert same_tensors(import_hf(tmp_path), ours)
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+@each_shape
+def test_experts_that_lie_in_one_tensor_are_read_as_transformers_reads_them(shape, ending, tmp_path):
+    """As transformers 5 has them in memory: gate_up_proj and down_proj of all experts of a layer."""
+    export_hf(random_model(shape), tmp_path)
+    theirs = independent_model(shape)
+    tensors = {
+        name + ending if ".experts." in name and "shared" not in name else name: tensor.contiguous()
+        for name, tensor in theirs.state_dict().items()
+    }
+    if not any("experts.gate_up_proj" in name for name in tensors):
+        pytest.skip("this version of transformers has each expert alone")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert difference(import_hf(tmp_path), theirs) <= TOLERANCE
+
+
+def test_tied_weights_are_exported_twice(tmp_path):
+    ours = random_model()
+    ours.head.weight = ours.embedding.weight
+    export_hf(ours, tmp_path)
+    assert difference(ours, oracle(tmp_path)) <= TOLERANCE
+    assert same_tensors(import_hf(tmp_path), ours)
+
+
 def test_kimi_k2_is_a_name_for_the_same_model(tmp_path):
     ours = random_model()
     export_hf(ours, tmp_path)
@@ -478,7 +541,10 @@ PLACES = [
     )),
     *((OWN, name) for name in OWN_FIELDS),
 ]  # fmt: skip
-TAKEN = [("routed_scaling_factor", 1.5), ("rms_norm_eps", 1.5), *((name, None) for name in SECOND)]  # the right ones
+TAKEN = [  # the right ones
+    ("routed_scaling_factor", 1.5), ("rms_norm_eps", 1.5), ("n_group", None), ("topk_group", None),
+    *((name, None) for name in SECOND),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

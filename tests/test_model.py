@@ -6,8 +6,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-from tests.helpers import TINY_MODELS, every_architecture, random_tokens, tiny_k2_config, tiny_k2_model, tiny_model
+from tests.helpers import (
+    TINY_CONFIGS,
+    TINY_MODELS,
+    every_architecture,
+    random_tokens,
+    tiny_k2_config,
+    tiny_k2_model,
+    tiny_model,
+)
 from utils import loss as textbook_loss
 from utils.attention import MultiHeadLatentAttention
 from utils.config import KimiConfig
@@ -128,6 +137,32 @@ def test_chunks_of_any_number_of_tokens_give_torch_cross_entropy(n_tokens, loss)
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("loss", [textbook_loss, fast_loss], ids=["textbook", "fast"])
+@pytest.mark.parametrize("shape", [(3, 7), (2, CHUNK + 5)])
+def test_targets_of_minus_100_do_not_count(shape, loss):
+    """torch's convention for padding and for the prompt in a fine-tuning; the mean is over the other targets."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(*shape, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets = torch.randint(30, shape).masked_fill(torch.rand(shape) < 0.4, -100)
+    kept = targets != -100
+    plain = F.cross_entropy(hidden[kept] @ weight.T, targets[kept])
+    ours = loss.cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(ours, plain)
+    for grad, expected in zip(
+        torch.autograd.grad(ours, [hidden, weight]), torch.autograd.grad(plain, [hidden, weight]), strict=True
+    ):
+        torch.testing.assert_close(grad, expected)
+    assert loss.cross_entropy(hidden, weight, torch.full(shape, -100)).isnan()  # as torch's: a mean of nothing
+
+
+@every_architecture
+def test_both_forms_of_a_models_loss_leave_out_the_same_targets(architecture):
+    model, x, y = TINY_MODELS[architecture]().eval(), random_tokens(2, 12), random_tokens(2, 12, seed=1)
+    y[:, :5] = -100
+    torch.testing.assert_close(model.loss(x, y), model(x, targets=y)[1])
+    assert not torch.isclose(model.loss(x, y), model.loss(x, random_tokens(2, 12, seed=1)))
+
+
 @every_architecture
 def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(architecture):
     config = TINY_MODELS[architecture]().config
@@ -161,6 +196,40 @@ def test_a_model_can_be_copied_after_a_step(architecture):
     model.end_step_(record)
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(random_tokens(1, 8)), model.eval()(random_tokens(1, 8)))
+
+
+@every_architecture
+def test_a_running_average_of_the_weights_tells_after_a_step(architecture):
+    """torch's AveragedModel copies the model after a forward in training mode."""
+    model, record = TINY_MODELS[architecture](balance_coef=0.01).train(), Record()
+    x, y = random_tokens(2, 8), random_tokens(2, 8, seed=1)
+    (model.loss(x, y, record) + record.balance_loss()).backward()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    before = model.head.weight.detach().clone()
+    for factor in (1.0, 3.0):
+        with torch.no_grad():
+            model.head.weight.copy_(factor * before)
+        average.update_parameters(model)
+    torch.testing.assert_close(average.module.head.weight, 2 * before)
+    torch.testing.assert_close(average.eval()(x), model.eval()(x) * 2 / 3)
+
+
+@every_architecture
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_blocks_computed_again_in_the_backward_give_the_same_gradients(architecture, fast, reentrant):
+    """Activation checkpointing, the usual answer to a GPU that is full."""
+    model, x = Kimi(TINY_CONFIGS[architecture](), fast=fast), random_tokens(2, 12)
+    gradients = []
+    for again in (False, True):
+        h, angles = model.positions(model.embedding(x), torch.arange(12))
+        for block in model.blocks:
+            h = checkpoint(block, h, angles, use_reentrant=reentrant) if again else block(h, angles)
+        loss = model.cross_entropy(model.norm(h), model.head.weight, random_tokens(2, 12, seed=1))
+        model.zero_grad()
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(plain, computed_again) for plain, computed_again in zip(*gradients, strict=True))
 
 
 @every_architecture

@@ -373,6 +373,70 @@ def test_muon_takes_gradients_of_any_layout_and_leaves_weights_without_one(each)
     torch.testing.assert_close(p.detach(), 0.99 - 0.1 * 0.2 * math.sqrt(24) * newton_schulz(gradient))
 
 
+@every_form
+def test_muon_moves_kernels_of_a_convolution_alike_in_either_memory_format(each):
+    generator = torch.Generator().manual_seed(1)
+    weight, gradients = torch.randn(4, 3, 5, 6, generator=generator), torch.randn(2, 4, 3, 5, 6, generator=generator)
+    moved = []
+    for of_weight in (torch.contiguous_format, torch.channels_last):
+        for of_gradient in (torch.contiguous_format, torch.channels_last):
+            p = torch.nn.Parameter(weight.clone(memory_format=of_weight))
+            optimizer = Muon([p], lr=0.1, orthogonalise=each)
+            for gradient in gradients:
+                p.grad = gradient.clone(memory_format=of_gradient)
+                optimizer.step()
+            moved.append(p.detach())
+    assert not torch.allclose(moved[0], weight, atol=1e-3)
+    for other in moved[1:]:
+        torch.testing.assert_close(other, moved[0])
+
+
+# As torch's optimizers are called
+
+OPTIMIZERS = {
+    "AdamW": lambda model: AdamW(model.parameters(), lr=0.1, clip_norm=1.0),
+    "Muon": lambda model: Muon(model.parameters(), lr=0.1),
+    "MuonClip": lambda model: MuonClip(model, lr=0.1),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@every_optimizer
+def test_a_step_before_any_backward_moves_nothing(make):
+    layer = torch.nn.Linear(6, 4, bias=False)
+    before, optimizer = layer.weight.detach().clone(), make(layer)
+    for zero in (False, True):
+        if zero:
+            layer(torch.ones(6)).sum().backward()
+            optimizer.zero_grad()
+        assert optimizer.step() == 0
+    assert torch.equal(layer.weight, before) and not optimizer.state
+
+
+@every_optimizer
+def test_a_step_calls_the_closure_that_it_is_given(make):
+    """Lightning and others call step(closure=...) and leave the backward to it."""
+    layers = [torch.nn.Linear(6, 4, bias=False) for _ in range(3)]
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    before = layers[0].weight.detach().clone()
+
+    def closure(layer, optimizer):
+        optimizer.zero_grad()
+        loss = layer(torch.arange(6.0)).square().sum()
+        loss.backward()
+        return loss
+
+    by_hand, positional, named = (make(layer) for layer in layers)
+    for _ in range(2):
+        closure(layers[0], by_hand)
+        norm = by_hand.step()
+        assert torch.equal(positional.step(lambda: closure(layers[1], positional)), norm)
+        assert torch.equal(named.step(closure=lambda: closure(layers[2], named)), norm)
+    assert all(torch.equal(layer.weight, layers[0].weight) for layer in layers[1:])
+    assert not torch.equal(layers[0].weight, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_number_format_of_newton_schulz_can_be_chosen(dtype):
     layer = torch.nn.Linear(24, 16, bias=False)

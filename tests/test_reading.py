@@ -205,12 +205,23 @@ def test_a_prompt_without_a_known_word_says_so_and_stands_before_a_new_story(mod
         ({"top_p": 1.2}, "top_p is 1.2"),
         ({"min_p": -1}, "min_p is -1"),
         ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9"),
-        ({"prompt": "cat " * 17}, "the prompt has 17 tokens, the model's block takes at most 16"),
+        ({"seed": 2**64}, "seed is 18446744073709551616, it must be a whole number"),
     ],
 )
 def test_impossible_settings_are_named_before_any_word(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         Reading(model, **arguments)
+
+
+def test_of_a_prompt_beyond_the_block_every_word_is_shown_and_the_end_is_read(model):
+    with pytest.warns(UserWarning, match="has 20 tokens, the model's block takes the last 16"):
+        reading = Reading(model, "cat sat " * 10, seed=3, temperature=1.0)
+    other = Reading(model, "cat sat " * 8, seed=3, temperature=1.0)
+    assert (reading.n_prompt, other.n_prompt) == (20, 16)
+    list(reading.tell(9)), list(other.tell(9))
+    assert [word.token for word in reading.words[20:]] == [word.token for word in other.words[16:]]
+    assert [word.experts for word in reading.words[4:]] == [word.experts for word in other.words]
+    assert all(word.experts == {} for word in reading.words[:4])  # what the model has not read
 
 
 def test_a_model_without_a_tokenizer_says_what_is_missing(model):

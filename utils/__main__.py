@@ -18,7 +18,7 @@ from utils.cost import plan
 from utils.data import TokenData
 from utils.device import keep_freed_memory, pick_device
 from utils.evaluate import evaluate
-from utils.generation import Sampling, generate, stream
+from utils.generation import Sampling, generate, generator_of, stream
 from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
 from utils.options import PROMPT, build_parser, option
@@ -85,10 +85,12 @@ def describe(data: TokenData, tok) -> str:
 
 def opening(model: Kimi, data: TokenData) -> str:
     """How the story of a finished run begins: as English ones do, or as a validation text does."""
-    told = model.tokenizer.decode(data.split("val")[:5000].tolist())
-    if PROMPT.lower() in told.lower():
+    tok, ids = model.tokenizer, data.split("val")[:5000].tolist()
+    if PROMPT.lower() in tok.decode(ids).lower():
         return PROMPT
-    return " ".join(told.split()[:3]) if " " in told[:100].strip() else told[:3]
+    text = tok.decode(ids[: ids.index(tok.eos_id)] if tok.eos_id in ids else ids)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), PROMPT)
+    return " ".join(line.split(" ")[:3]) if " " in line[:100] else line[:3]
 
 
 def quoted(text: str) -> str:
@@ -116,10 +118,14 @@ def generate_command(args: argparse.Namespace) -> int:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Measure runs on validation texts, and judge the stories that they tell."""
+    if args.stories < 0:
+        raise ValueError(f"--stories is {args.stories}, it must be 0 or more")
+    Sampling(temperature=args.temperature)  # what cannot be is said before anything is measured
+    generator_of(args.seed)
     if args.figure:
         from utils import plots  # matplotlib takes half a second to import
 
-        plots.figure_kind(args.figure)  # told before the runs are measured
+        plots.figure_kind(args.figure)
     runs = {run: evaluate_run(run, args) for run in dict.fromkeys(args.run)}
     print(f"\n{table(runs)}")
     print(f"\ntold: {args.stories} stories at temperature {args.temperature:g}, seed {args.seed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -11,13 +11,21 @@ import torch
 SPLITS = ("train", "val")
 
 
-def split_stories(stories: Sequence[str], val_fraction: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
+def as_list(texts: Iterable[str]) -> list[str]:
+    """The texts of any iterable, such as a generator or a column of a table. ValueError for one text alone."""
+    if isinstance(texts, str):
+        raise ValueError("stories is one str, it must be an iterable of them: put it in a list")
+    return list(texts)
+
+
+def split_stories(stories: Iterable[str], val_fraction: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
     """(training stories, validation stories): a seeded draw, at least one story on each side.
 
     A story lies on one side with all its copies.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, it must be between 0 and 1")
+    stories = as_list(stories)
     different = list(dict.fromkeys(stories))
     if len(different) < 2:
         raise ValueError(
@@ -44,8 +52,9 @@ def split_text(text: str, val_fraction: float = 0.1) -> tuple[list[str], list[st
     return [text[:end].strip()], [text[end:].strip()]
 
 
-def split_texts(texts: Sequence[str], val_fraction: float = 0.1) -> tuple[list[str], list[str]]:
+def split_texts(texts: Iterable[str], val_fraction: float = 0.1) -> tuple[list[str], list[str]]:
     """`split_stories`, or `split_text` where there is one text alone, if often."""
+    texts = as_list(texts)
     if len(set(texts)) == 1:
         return split_text("\n".join(texts), val_fraction)
     return split_stories(texts, val_fraction)
@@ -64,7 +73,8 @@ class TokenData:
     @classmethod
     def from_stories(cls, stories, tok, val_fraction: float = 0.1, validation=None) -> TokenData:
         """Encode `stories`; validation is `validation` (other stories) or a `val_fraction` of them."""
-        train, val = split_texts(stories, val_fraction) if validation is None else (stories, validation)
+        given = (stories, validation) if validation is not None else split_texts(stories, val_fraction)
+        train, val = map(as_list, given)
         dtype = np.uint16 if len(tok) <= 1 << 16 else np.int32
         arrays, n_bytes = {}, {}
         for split, texts in zip(SPLITS, (train, val), strict=True):
@@ -96,6 +106,19 @@ class TokenData:
         starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator).numpy()  # (B, 1)
         windows = torch.from_numpy(tokens[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
         return windows[:, :-1], windows[:, 1:]
+
+    def refuse_block(self, block_size: int) -> None:
+        """Raise ValueError where the training tokens are too few for one window, or there is nothing to validate."""
+        n_val = len(self.tokens) - self.n_train
+        if self.n_train <= block_size or n_val < 2:
+            few = f"{self.n_train} training and {n_val} validation tokens"
+            at_most = (
+                f" or a block of at most {self.n_train - 1} (--block-size)" if n_val > 1 and self.n_train > 1 else ""
+            )
+            raise ValueError(
+                f"a block of {block_size} needs at least {block_size + 1} training tokens and 2 to validate,"
+                f" there are {few}: take more text{at_most}"
+            )
 
     def fingerprint(self) -> str:
         """Changes when any token or the split changes: a run is only continued on the data that it began with."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +14,8 @@ from typing import BinaryIO
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, make sure that it is on the disk, then move it to `path`.
 
-    A crash, or an error in `write`, leaves what stood at `path` before. Makes the folder where it is missing.
+    A crash, or an error in `write`, leaves what stood at `path` before. Makes the folder where it is missing. Raises
+    OSError with one sentence where the disk is full or does not take the file for another reason.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,8 +26,36 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        if reason := _of_the_disk(error):
+            raise OSError(f"{path} could not be written: {reason.strerror or reason}") from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The error itself, or what was the matter when it came up: of a full disk torch says only where the file ended."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def refuse_unwritable(folder: str | Path) -> None:
+    """Raise OSError where no file can be written into `folder`, found out by trying; what is made for it goes again."""
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a byte")
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise OSError(f"{folder} cannot be a folder to write to: {reason}") from None
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -122,17 +122,16 @@ def stream(
 
     An empty prompt, or one without a known word, starts from <|endoftext|>, where stories begin. Without a seed every
     call tells another story. `number_format` is that of the matmuls (see `decoding`): a story can change with it where
-    two words are nearly as likely. settings: the fields of `Sampling`. Raises ValueError for impossible settings and
-    for a prompt longer than the block.
+    two words are nearly as likely. settings: the fields of `Sampling`. Raises ValueError for impossible settings. Of a
+    prompt longer than the block the model reads the end, as it does of a story that grows beyond it, and a warning says
+    what it leaves out.
     """
     refuse_unknown(Sampling, settings)
     sampling = Sampling(**settings)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, it must be 0 or more")
     ids = prompt_ids(model, prompt)
-    generator = torch.Generator()
-    _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    steps = sample(Decoder(model, number_format), torch.tensor([ids]), sampling, generator)
+    steps = sample(Decoder(model, number_format), read_of(model, ids), sampling, generator_of(seed))
     return _pieces(model.tokenizer, prompt, ids, islice(steps, max_new_tokens), stop_at_eos)
 
 
@@ -167,16 +166,17 @@ def tell_stories(
 ) -> list[str]:
     """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens.
 
-    settings: the fields of `Sampling`.
+    settings: the fields of `Sampling`. Raises ValueError as `stream` does, and for less than one story.
     """
+    if n < 1:
+        raise ValueError(f"n is {n}, the number of stories to tell must be 1 or more")
+    sampling, generator, stories = Sampling(**settings), generator_of(seed), []
     tok, start = model.tokenizer, prompt_ids(model, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    decoder, sampling, stories = Decoder(model), Sampling(**settings), []
+    decoder, read = Decoder(model), read_of(model, start)  # (1, T)
     for first in range(0, n, STORIES_AT_ONCE):
         count = min(STORIES_AT_ONCE, n - first)
         columns, ended = [], torch.zeros(count, dtype=torch.bool)
-        tokens = torch.tensor([start]).expand(count, -1)
-        for step in islice(sample(decoder, tokens, sampling, generator), max_new_tokens):
+        for step in islice(sample(decoder, read.expand(count, -1), sampling, generator), max_new_tokens):
             columns.append(step.tokens.cpu())
             ended |= columns[-1] == tok.eos_id
             if ended.all():
@@ -193,12 +193,13 @@ def next_token_probabilities(model: Kimi, prompt: str, **settings) -> torch.Tens
     Without settings these are the model's own probabilities (temperature 1).
     """
     sampling = Sampling(**{"temperature": 1.0, **settings})
-    step = next(sample(Decoder(model), torch.tensor([prompt_ids(model, prompt)]), sampling, torch.Generator()))
+    read = read_of(model, prompt_ids(model, prompt))  # (1, T)
+    step = next(sample(Decoder(model), read, sampling, torch.Generator()))
     return step.probabilities[0].cpu()
 
 
 def prompt_ids(model: Kimi, prompt: str) -> list[int]:
-    """The prompt as ids that the model can continue. Raises ValueError when they do not fit into the block."""
+    """The prompt as ids that the model can continue: one of no known word, with a warning, as the start of a story."""
     tok = model.tokenizer
     if tok is None:
         raise ValueError("this model has no tokenizer: set model.tokenizer to the one it was trained with")
@@ -210,6 +211,24 @@ def prompt_ids(model: Kimi, prompt: str) -> list[int]:
                 stacklevel=3,
             )
         return [tok.eos_id]
-    if len(ids) > model.config.block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens, the model's block takes at most {model.config.block_size}")
     return ids
+
+
+def read_of(model: Kimi, ids: list[int]) -> torch.Tensor:
+    """What the model reads of a prompt, (1, T): the last ids that its block takes. A warning says what is left out."""
+    block = model.config.block_size
+    if len(ids) > block:
+        left_out = model.tokenizer.decode(ids[:-block])
+        left_out = left_out if len(left_out) <= 60 else f"{left_out[:30]} ... {left_out[-25:]}"
+        limit = f"the model's block takes the last {block}: it does not read {left_out!r}"
+        warnings.warn(f"the prompt has {len(ids)} tokens, {limit}", stacklevel=3)
+    return torch.tensor([ids[-block:]])
+
+
+def generator_of(seed: int | None) -> torch.Generator:
+    """The random numbers of a seed, or others each time without one. ValueError for a seed that torch does not take."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}, it must be a whole number, 0 or more and below 2^63")
+    generator = torch.Generator()
+    _ = generator.seed() if seed is None else generator.manual_seed(seed)
+    return generator

@@ -1,7 +1,6 @@
 """A model as a folder that Hugging Face transformers reads, and back: nothing but JSON and safetensors.
 
-Kimi K2's published files have the layout of DeepSeek-V3 under the name `kimi_k2`. `export_hf` writes that layout with
-the type `deepseek_v3`, which transformers knows without foreign code:
+`export_hf` writes the layout of DeepSeek-V3 (see `hf_config`), which transformers knows without foreign code:
 
     export_hf(model, "runs/mine/hf")
     transformers.pipeline("text-generation", model="runs/mine/hf")("Once upon a time")
@@ -13,44 +12,22 @@ tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from utils.config import KimiConfig, from_dict
-from utils.files import json_part, read_json, write_atomically
+from utils.files import json_part, read_json, refuse_unwritable, write_atomically
+from utils.hf_config import config_json, n_second_heads, read_config
 from utils.hf_tokenizer import read_tokenizer, tokenizer_files
 from utils.model import Kimi
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
+FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Our field and its name there.
-FIELDS = dict(
-    vocab_size="vocab_size", block_size="max_position_embeddings", d_model="hidden_size", n_heads="num_attention_heads",
-    n_layers="num_hidden_layers", d_ff="moe_intermediate_size", n_experts="n_routed_experts",
-    top_k="num_experts_per_tok", q_lora_rank="q_lora_rank", kv_lora_rank="kv_lora_rank",
-    qk_nope_head_dim="qk_nope_head_dim", qk_rope_head_dim="qk_rope_head_dim", v_head_dim="v_head_dim",
-    first_k_dense="first_k_dense_replace", dense_ff="intermediate_size", n_shared_experts="n_shared_experts",
-    n_group="n_group", topk_group="topk_group", routed_scaling_factor="routed_scaling_factor", norm_eps="rms_norm_eps",
-)  # fmt: skip
-YARN = dict(
-    yarn_factor="factor", yarn_original="original_max_position_embeddings", yarn_beta_fast="beta_fast",
-    yarn_beta_slow="beta_slow",
-)  # fmt: skip
-# What a config.json without the field means to transformers.
-DEFAULTS = KimiConfig.deepseek_v3(block_size=4096, yarn_factor=1.0)
-# What this project computes in one way only. With YaRN, the two 1.0 give the softmax scale of `attention`.
-FIXED = dict(
-    hidden_act="silu", attention_bias=False, tie_word_embeddings=False, rope_interleave=True, norm_topk_prob=True,
-    scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1,
-)  # fmt: skip
-YARN_FIXED = dict(mscale=1.0, mscale_all_dim=1.0)
-OWN = "kimi_k2_from_scratch"  # a key for fields that transformers has no name for; it passes them over
-OWN_FIELDS = ("balance_coef", "bias_rate", "yarn_original", "yarn_beta_fast", "yarn_beta_slow")
 
 
 def export_hf(model: Kimi, folder: str | Path) -> None:
@@ -69,12 +46,16 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
         raise ValueError(f"the model is {model.config.architecture}: only k2 has a form in transformers")
     if model.config.n_experts == 1:
         raise ValueError("n_experts is 1, transformers needs 2 or more")
-    texts = {CONFIG: _config_json(model)}
+    refuse_unwritable(folder)
+    texts = {CONFIG: config_json(model)}
     if model.tokenizer is not None:
         texts |= tokenizer_files(model.tokenizer, model.config.block_size)
     # all in memory before the first is written
     files = {name: json.dumps(text, ensure_ascii=False, indent=2).encode() for name, text in texts.items()}
-    files[WEIGHTS] = save({name: t.cpu().contiguous() for name, t in _tensors(model).items()}, {"format": "pt"})
+    tensors = {name: t.cpu().contiguous() for name, t in _tensors(model).items()}
+    if model.head.weight is model.embedding.weight:  # tied: safetensors takes no memory twice
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+    files[WEIGHTS] = save(tensors, {"format": "pt"})
     for name, content in files.items():
         write_atomically(Path(folder) / name, lambda file, content=content: file.write(content))
 
@@ -90,13 +71,16 @@ def import_hf(folder: str | Path) -> Kimi:
     """
     folder = Path(folder)
     state = read_json(folder / CONFIG)
-    config = _read_config(state, folder / CONFIG)
-    weights = _read_weights(folder)
+    config = read_config(state, folder / CONFIG)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = _tensors(Kimi(config))
-    n_second = _n_second_heads(state, folder / CONFIG)
+    n_second = n_second_heads(state, folder / CONFIG)
     second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(second)}
+    weights = {
+        name: tensor
+        for name, tensor in _separate_experts(_read_weights(folder)).items()
+        if not name.startswith(second) and not name.endswith(COMPUTED)
+    }
     _check_tensors(weights, wanted, folder)
     model = Kimi(config)
     for name, tensor in _tensors(model).items():
@@ -105,15 +89,6 @@ def import_hf(folder: str | Path) -> Kimi:
     if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
     return model.eval()
-
-
-def _n_second_heads(state: dict, file: Path) -> int:
-    """How many layers, behind the others, serve a second head."""
-    name = next((n for n in ("num_nextn_predict_layers", "num_mtp_layers") if state.get(n) is not None), None)
-    value = 1 if name is None else state[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} is {value!r:.200} in {file}, it must be a whole number, 0 or more")
-    return value
 
 
 def _tensors(model: Kimi) -> dict[str, torch.Tensor]:
@@ -157,62 +132,6 @@ def named_as_published(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> d
     return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}
 
 
-def _config_json(model: Kimi) -> dict:
-    config, tok = model.config, model.tokenizer
-    yarn = None
-    if config.yarn_factor != 1:
-        yarn = {"rope_type": "yarn"} | {theirs: getattr(config, ours) for ours, theirs in YARN.items()} | YARN_FIXED
-    return {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": MODEL_TYPES[0],
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "routed_scaling_factor": float(config.routed_scaling_factor),  # transformers takes no int for these two
-        "rms_norm_eps": float(config.norm_eps),
-        "num_key_value_heads": config.n_heads,
-        "num_nextn_predict_layers": 0,
-        **FIXED,
-        "rope_parameters": (yarn or {"rope_type": "default"}) | {"rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,  # this and the next are the same for transformers 4
-        "rope_scaling": yarn and yarn | {"type": "yarn"},
-        "bos_token_id": tok and tok.eos_id,  # a story begins where another ended
-        "eos_token_id": tok and tok.eos_id,
-        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
-        OWN: {name: getattr(config, name) for name in OWN_FIELDS},
-    }
-
-
-def _read_config(state: dict, file: Path) -> KimiConfig:
-    """The config that `config.json` describes; raises ValueError for what this project does not have."""
-
-    def check(values: dict, name: str, default, *allowed) -> None:
-        value = values.get(name, default)
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r} in {file}, it must be {' or '.join(map(repr, allowed))}")
-
-    check(state, "model_type", None, *MODEL_TYPES)
-    check(state, "quantization_config", None, None)
-    for name, allowed in FIXED.items():
-        check(state, name, allowed, allowed)
-    values = {ours: state.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in FIELDS.items()}
-    rope = json_part(state, "rope_scaling") or json_part(state, "rope_parameters")
-    values["rope_theta"] = rope.get("rope_theta", state.get("rope_theta", DEFAULTS.rope_theta))
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    check(rope, "rope_type", None, "default", "yarn")
-    if rope["rope_type"] == "yarn":
-        for name, allowed in {**YARN_FIXED, "attention_factor": None}.items():
-            check(rope, name, None, allowed)
-        check(rope, "truncate", True, True)
-        rope.setdefault("original_max_position_embeddings", values["block_size"])
-        values |= {ours: rope.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in YARN.items()}
-    own = {name: getattr(DEFAULTS, name) for name in ("balance_coef", "bias_rate")} | json_part(state, OWN)
-    try:
-        config = from_dict(KimiConfig, own | values | {"architecture": "k2"})
-    except ValueError as error:
-        raise ValueError(f"{file} describes no model of this project: {error}") from error
-    check(state, "num_key_value_heads", DEFAULTS.n_heads, config.n_heads, None)
-    return config
-
-
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the one file, or of the shards that an index names."""
     files = [folder / WEIGHTS]
@@ -228,6 +147,25 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file or is cut off ({error})") from error
     return weights
+
+
+def _separate_experts(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with published names for experts that lie in one tensor, as transformers 5 has them in memory.
+
+    gate_up_proj (E, 2F, D), gate first, and down_proj (E, D, F).
+    """
+    separate = {}
+    for name, tensor in weights.items():
+        fused = FUSED.fullmatch(name)
+        if fused is None or tensor.ndim != 3:
+            separate[name] = tensor
+            continue
+        experts, kind = fused.groups()
+        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+        for e, matrix in enumerate(tensor):
+            for part, piece in zip(parts, matrix.chunk(len(parts)), strict=False):
+                separate[f"{experts}.{e}.{part}.weight"] = piece
+    return separate
 
 
 def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:

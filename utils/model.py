@@ -155,7 +155,8 @@ class Kimi(nn.Module):
         self, tokens: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KVCache] | None = None,
         record: Record | None = None,
     ):  # fmt: skip
-        """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) also the mean cross-entropy in nats.
+        """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) also the mean cross-entropy in nats,
+        in which targets of -100 do not count.
 
         With a cache (see `new_cache`) the tokens follow the cached ones. record: takes what the layers leave behind.
         Raises ValueError when the positions do not fit into the block size.

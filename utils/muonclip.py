@@ -74,16 +74,19 @@ class ClippingOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(self).__name__}'s clip_norm is {clip_norm!r}, it must be above 0 or None")
         super().__init__(params, defaults)
         self.clip_norm = clip_norm
+        self.register_step_pre_hook(call_closure)
 
     @torch.no_grad()
     def step(self, record: Record | None = None) -> torch.Tensor:
         """One update of every parameter that has a gradient; returns the global norm before clipping, 0 without it.
 
-        record: what the forwards left behind, for those that need it.
+        record: what the forwards left behind, for those that need it. As with torch's optimizers, step(closure) calls
+        it first, to compute the loss and its gradients.
         """
         norm = torch.zeros(())
-        if self.clip_norm is not None:
-            norm = clip_gradients_([p for group in self.param_groups for p in group["params"]], self.clip_norm)
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_norm is not None and params:
+            norm = clip_gradients_(params, self.clip_norm)
         for group in self.param_groups:
             self.update_group(group, [p for p in group["params"] if p.grad is not None])
         return norm
@@ -91,6 +94,16 @@ class ClippingOptimizer(torch.optim.Optimizer):
     def update_group(self, group: dict, params: list[torch.Tensor]) -> None:
         """Update these parameters of a group, all of which have a gradient."""
         raise NotImplementedError
+
+
+def call_closure(optimizer: ClippingOptimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Before a step: call the closure that it was given instead of a record; the arguments that are left."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+    if not callable(closure):
+        return args, kwargs
+    with torch.enable_grad():
+        closure()
+    return args[:1], {name: value for name, value in kwargs.items() if name != "closure"}
 
 
 class AdamW(ClippingOptimizer):

@@ -72,9 +72,12 @@ def load_split(recipe: dict) -> tuple[list[str], list[str]]:
     if stories.problem:
         recipe["problem"] = stories.problem
     try:
-        return stories, load_stories(max(1, recipe["stories"] // 10), "validation", stories.source, **how)
+        val_stories = load_stories(max(1, recipe["stories"] // 10), "validation", stories.source, **how)
     except NoValidationSplit:
         return split_texts(stories)
+    if n_both := len(set(stories) & set(val_stories)):
+        print(f"stories: {n_both:,} texts are in training and in validation, whose loss will look too good")
+    return stories, val_stories
 
 
 def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | None = None) -> Ingredients:

@@ -64,8 +64,9 @@ class RunState:
         return self.config.accumulation * self.config.batch_size * self.config.block_size
 
     def batch(self, split: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next inputs and targets (B, T), on the device of the model."""
-        x, y = self.data.batch(split, self.config.batch_size, self.config.block_size, generator)
+        """The next inputs and targets (B, T), on the device of the model; a short validation split has a smaller T."""
+        block_size = min(self.config.block_size, len(self.data.split(split)) - 1)
+        x, y = self.data.batch(split, self.config.batch_size, block_size, generator)
         if self.model.device.type == "cuda":  # from pinned memory, the copy does not hold up the program
             x, y = x.pin_memory(), y.pin_memory()
         return x.to(self.model.device, non_blocking=True), y.to(self.model.device, non_blocking=True)

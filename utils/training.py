@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from utils.checkpoint import checkpoint_file, load_checkpoint
+from utils.checkpoint import FILE_NAME, checkpoint_file, load_checkpoint
 from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.device import autocast, fork_rng, pick_number_format
 from utils.fast.newton_schulz import orthogonalise
+from utils.files import refuse_unwritable
 from utils.interrupt import StopRequest
 from utils.model import Kimi, eval_view
 from utils.muonclip import AdamW, MuonClip, decay_groups
@@ -88,14 +89,16 @@ def train(
     recipe: what the run is made of (see `recipe`), plain values to keep in the checkpoint.
     watch: is given the model, in eval mode, at each validation; the plain values that it returns join that row.
     show: is given the history after each validation, to draw it for example.
-    Raises FileExistsError when out_dir holds a run and neither is set, ValueError when that run had another model,
-    configuration or data, TrainingDiverged when the loss is not finite. Ctrl-C ends the run after the current step.
+    Raises FileExistsError when out_dir holds a run and neither is set, OSError when it cannot be written to, ValueError
+    when that run had another model, configuration or data, or the data are less than a block, TrainingDiverged when the
+    loss is not finite. Ctrl-C ends the run after the current step.
     """
     folder = None if out_dir is None else Path(out_dir)
     refuse_other_run(folder, resume, overwrite)
     if config.block_size > model.config.block_size:
         limit = model.config.block_size
         raise ValueError(f"TrainConfig.block_size is {config.block_size}, the model's is {limit}: at most that")
+    data.refuse_block(config.block_size)
     saved = load_run(folder, model.device) if resume and folder and checkpoint_file(folder).is_file() else None
     wanted = saved["training"]["number_format"] if saved else config.number_format
     number_format, reason = pick_number_format(model.device, wanted)
@@ -213,8 +216,17 @@ def train_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None:
-    """Raise FileExistsError rather than write over somebody's run."""
-    if folder and checkpoint_file(folder).exists() and not (resume or overwrite):
+    """Raise FileExistsError rather than write over somebody's run, and OSError or ValueError rather than lose one.
+
+    A folder that ends in .pt would be taken for a checkpoint, and not every folder can be written to.
+    """
+    if folder is None:
+        return
+    if folder.suffix == ".pt":
+        better = folder.parent if folder.name == FILE_NAME else folder.with_suffix("")
+        raise ValueError(f"{folder} is the name of a checkpoint, a run needs that of a folder, such as {better}")
+    refuse_unwritable(folder)
+    if checkpoint_file(folder).exists() and not (resume or overwrite):
         raise FileExistsError(f"{folder} holds another run: continue it with --resume or replace it with --overwrite")
 
 

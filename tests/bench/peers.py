@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 
 from utils.config import KimiConfig
-from utils.hf import _config_json as config_json
 from utils.hf import export_hf
+from utils.hf_config import config_json
 from utils.model import Kimi
 
 

@@ -33,7 +33,9 @@ import subprocess
 import sys
 
 here = pathlib.Path.cwd()
-home = next((folder for folder in (here, here.parent) if (folder / "utils/course").is_dir()), None)
+notebook = pathlib.Path(globals().get("__vsc_ipynb_file__", here))  # an editor may work elsewhere
+folders = (here, *here.parents, *notebook.parents)
+home = next((folder for folder in folders if (folder / "utils/course").is_dir()), None)
 if home is None:  # this notebook came alone, as it does in Colab
     assert REPOSITORY, "write the address of the course's git repository into REPOSITORY above"
     home = pathlib.Path("kimi-k2-from-scratch").resolve()

@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from utils.decoding import Decoder
 from utils.detokenizer import texts_of
-from utils.generation import Sampling, prompt_ids, sample
+from utils.generation import Sampling, generator_of, prompt_ids, read_of, sample
 from utils.model import Kimi
 from utils.record import Record
 
@@ -37,7 +35,7 @@ class Reading:
     """A story and what the model was thinking: `tell` it, then look at `words`.
 
     settings: the fields of `Sampling`; the probabilities are those that the choice was made with. Raises ValueError for
-    impossible settings and for a prompt longer than the model's block.
+    impossible settings. Of a prompt longer than the model's block the model reads the end, and a warning says so.
     """
 
     def __init__(self, model: Kimi, prompt: str = "Once upon a time", seed: int = 0, **settings):
@@ -51,12 +49,12 @@ class Reading:
         self.words = [] if is_empty else [Word(i, text) for i, text in zip(ids, texts, strict=True)]
         self.n_prompt = len(self.words)
         self._said = {word.token for word in self.words if self.name(word.token).strip()[:1].isalnum()}
-        self._unread = list(self.words) or [Word(ids[0])]  # what the model reads in its next step
+        read = read_of(model, ids)  # (1, T)
+        self._unread = self.words[-read.shape[1] :] or [Word(ids[0])]  # what the model reads in its next step
         self._silent: deque[Word] = deque()  # words whose text is not certain yet
         self._detokenizer = self.tokenizer.detokenizer(after=[] if is_empty else ids)
         self._decoder = Decoder(model)
-        generator = torch.Generator().manual_seed(seed)
-        self._steps = sample(self._decoder, torch.tensor([ids]), self.sampling, generator)
+        self._steps = sample(self._decoder, read, self.sampling, generator_of(seed))
 
     @property
     def text(self) -> str:
