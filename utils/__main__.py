@@ -21,7 +21,7 @@ from utils.generation import Sampling, generate, stream
 from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
 from utils.options import PROMPT, build_parser, option
-from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
+from utils.recipe import RECIPE_FIELDS, build, load_tokens, new_recipe, read_recipe
 from utils.settings import settings_of
 from utils.tokenizer import WordTokenizer
 from utils.training import TrainingDiverged, learning_rate, refuse_other_run, train
@@ -115,8 +115,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     """Measure a run on its own validation stories, and judge the stories that it tells."""
     model, step = load_model(args.run, pick_device())
     recipe = read_recipe(args.run)
-    train_stories, val_stories = load_split(recipe)
-    data = TokenData.from_stories(train_stories, model.tokenizer, validation=val_stories)
+    _, data = load_tokens(recipe, model.tokenizer)
     result = evaluate(model, data, n_stories=args.stories, temperature=args.temperature, seed=args.seed)
     print(f"step {step}: validation loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
           f"{result.bits_per_byte:.3f} bits per byte")  # fmt: skip
@@ -154,6 +153,8 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     for name, value in given.items():
         if name == "source":
             recipe["source"] = _sources(args)  # training refuses other stories
+        elif name == "tokens" and name in recipe:
+            recipe["tokens"] = value
         elif name == "steps":
             recipe["training"] = _longer(recipe["training"], value)
         elif same.get(name) != value:

@@ -1,0 +1,90 @@
+"""Texts of any number, read one after another, as often as needed, and never all of them at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.grammar import builtin_stories, endless_stories
+from utils.sources.folders import find_files
+from utils.sources.hub import HubSplit, NoSuchSplit, hub_problem
+from utils.sources.read import How, Read, texts_of
+from utils.stories import PATH_VARIABLE, SEEDS, NoValidationSplit, full_name, hub_dataset, is_hub, of_split
+
+
+class Part(NamedTuple):
+    """One source of a corpus."""
+
+    texts: Callable[[], Iterable[str]]  # begins from the first text at each call
+    identity: Callable[[], object]  # plain values that differ where the texts may differ
+
+
+class Corpus:
+    """Up to `n` texts of one split of a source, or of several: those of `load_stories`, in the same order.
+
+    source: what gives the same texts again, from any folder. Raises what `load_stories` raises.
+    """
+
+    def __init__(self, n: int, split: str, source: str | Path | Iterable[str | Path], how: How | None = None):
+        self.n, self.how = n, how or How()
+        sources = [str(source)] if isinstance(source, str | Path) else list(map(str, source))
+        self.parts = [_part(one, split, self.how) for one in sources]
+        names = list(map(full_name, sources))
+        self.source = names[0] if len(names) == 1 else names
+
+    def __iter__(self) -> Iterator[str]:
+        return islice(chain.from_iterable(part.texts() for part in self.parts), self.n)
+
+    def identity(self) -> dict:
+        """Plain values that change when the texts may have changed, without reading them.
+
+        Of files: path, size and time of the last change. Of a dataset of the hub: its commit.
+        """
+        return {"n": self.n, "how": asdict(self.how), "parts": [part.identity() for part in self.parts]}
+
+
+def _part(source: str, split: str, how: How) -> Part:
+    if source == "builtin":
+        seed = SEEDS[split]
+        told = "\n".join(builtin_stories(100, seed)).encode()  # another grammar tells others
+        return Part(lambda: endless_stories(seed), lambda: ["builtin", seed, hashlib.sha256(told).hexdigest()])
+    if is_hub(source):
+        dataset = hub_dataset(source)
+        try:
+            rows = HubSplit(split, dataset, how.text_column)
+        except NoSuchSplit as error:
+            raise NoValidationSplit(str(error)) from None
+        return Part(lambda: rows, lambda: ["hub", dataset, split, rows.revision, rows.column])
+    files = [file.absolute() for file in of_split(find_files(source), split, source)]
+    return Part(lambda: texts_of(files, how, Read()), lambda: [_state(file) for file in files])
+
+
+def _state(file: Path) -> list:
+    found = file.stat()
+    return [str(file), found.st_size, found.st_mtime_ns]
+
+
+def first_texts(texts: Iterable[str], most: int, most_characters: int) -> tuple[list[str], bool]:
+    """(the first texts, `most` of them at most and no more than so many characters; whether these are all)."""
+    taken, size = [], 0
+    for text in texts:
+        if len(taken) == most or size + len(text) > most_characters:
+            return taken, False
+        taken.append(text)
+        size += len(text)
+    return taken, True
+
+
+def usual_source() -> tuple[str, str | None]:
+    """(the source where nobody names one, why it is not the real one), as `load_stories` picks it."""
+    if source := os.environ.get(PATH_VARIABLE):
+        return source, None
+    if reason := hub_problem():
+        print(f"stories: no network, so built-in stories ({reason})")
+        return "builtin", "no network"
+    return "hub", None
