@@ -70,7 +70,13 @@ def test_no_more_is_read_than_taken(tmp_path):
 
 @pytest.mark.parametrize(
     ("most", "characters", "expected"),
-    [(9, 99, ("abc", True)), (3, 99, ("abc", True)), (2, 99, ("ab", False)), (9, 2, ("ab", False))],
+    [
+        (9, 99, ("abc", True)),
+        (3, 99, ("abc", True)),
+        (2, 99, ("ab", False)),
+        (9, 2, ("ab", False)),
+        (9, 0, ("a", False)),
+    ],
 )
 def test_the_first_texts_are_as_many_as_fit(most, characters, expected):
     taken, are_all = first_texts(iter("abc"), most, characters)

@@ -407,7 +407,7 @@ def test_a_worker_that_is_ended_from_outside_is_one_sentence(tmp_path, monkeypat
 def test_a_split_without_texts_is_refused(tmp_path):
     corpus, _ = corpora(source(tmp_path / "a.jsonl", ["one"]))
     assert not held_out("one")
-    with pytest.raises(ValueError, match="there are no stories for the val split"):
+    with pytest.raises(ValueError, match=r"no stories for the val split, at least 1 is needed \(1 of 100 texts"):
         store_of(tmp_path, corpus).fill(corpus, None, 1)
 
 

@@ -70,10 +70,10 @@ def _state(file: Path) -> list:
 
 
 def first_texts(texts: Iterable[str], most: int, most_characters: int) -> tuple[list[str], bool]:
-    """(the first texts, `most` of them at most and no more than so many characters; whether these are all)."""
+    """(the first texts, whether these are all): `most` of them at most, and one, or no more than so many characters."""
     taken, size = [], 0
     for text in texts:
-        if len(taken) == most or size + len(text) > most_characters:
+        if len(taken) == most or (taken and size + len(text) > most_characters):
             return taken, False
         taken.append(text)
         size += len(text)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from utils.corpus import Corpus
 from utils.data import SPLITS, TokenData, fingerprint_of
 from utils.files import read_json, write_text
-from utils.token_workers import Encoded, Workers, token_type
+from utils.token_workers import HELD_OUT, Encoded, Workers, token_type
 from utils.tokenizer import BPETokenizer, WordTokenizer
 
 FORM = 1  # of the folder: another form is another store
@@ -107,7 +107,8 @@ class TokenStore:
         if identities != [corpus and corpus.identity() for corpus in (train, val)]:
             raise ValueError("the files changed while they were tokenised: start again")
         if empty := [split for split in SPLITS if not state["n_texts"][split]]:
-            raise ValueError(f"there are no stories for the {empty[0]} split, at least 1 is needed")
+            rule = "" if val else f" (1 of {HELD_OUT} texts validates where no file or folder is named so)"
+            raise ValueError(f"there are no stories for the {empty[0]} split, at least 1 is needed{rule}")
         self._finish(state, digests)
 
     def _append(self, state: dict, digests: dict, parts: dict[str, Encoded]) -> None:
