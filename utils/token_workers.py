@@ -21,7 +21,15 @@ from typing import NamedTuple
 from utils.tokenizer import BPETokenizer, WordTokenizer, tokenizer_from_dict
 
 HELD_OUT = 100  # one text of so many validates, where the source has no part for it
-START = "import sys; sys.path.insert(0, sys.argv[1]); from utils.token_workers import serve; serve()"
+# Ctrl-C is for the parent, which then ends its workers.
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path.insert(0, sys.argv[1])
+from utils.token_workers import serve
+serve()
+"""
+ENDED = "a process that tokenises was ended from outside: is there enough memory?"
 
 
 class Encoded(NamedTuple):
@@ -112,24 +120,22 @@ class Workers:
         try:
             _send(process, (split, block))
             return pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise ChildProcessError(
-                "a process that tokenises was ended from outside: is there enough memory?"
-            ) from None
+        except (EOFError, pickle.UnpicklingError):
+            raise ChildProcessError(ENDED) from None
         finally:
             self.free.put(process)
 
 
 def _send(process: subprocess.Popen, value: object) -> None:
-    pickle.dump(value, process.stdin, pickle.HIGHEST_PROTOCOL)
-    process.stdin.flush()
+    try:
+        pickle.dump(value, process.stdin, pickle.HIGHEST_PROTOCOL)
+        process.stdin.flush()
+    except OSError:  # it reads no more
+        raise ChildProcessError(ENDED) from None
 
 
 def serve() -> None:
     """What a process does: read a tokenizer, then blocks, and answer each, until its parent has gone."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this one
     read, write = sys.stdin.buffer, sys.stdout.buffer
     try:
         tok = tokenizer_from_dict(pickle.load(read))
