@@ -350,7 +350,8 @@ def test_more_stories_than_fit_are_tokenised_once_for_all_runs(large, tmp_path, 
         assert main([*large, "--run", "runs/one"]) == 130
     first = capsys.readouterr().out
     assert "tokenizer: made from the first 30 stories" in first
-    assert "tokens: more than 30 stories are kept on disk, in runs" in first
+    assert "stories: up to 60 from builtin (built-in stories)\n" in first
+    assert "tokens: kept on disk, as for more than 30 stories, in runs" in first
     told = re.search(r"tokens: (63 stories, [\d,]+ tokens, 0 MB in runs.tokens.\w+)\n", first)[1]
     monkeypatch.setattr(token_store.TokenStore, "fill", lambda *_: pytest.fail("tokenised again"))
     assert main(["train", "--run", "runs/one", "--resume"]) == 0
@@ -403,6 +404,8 @@ def test_texts_that_tell_no_split_are_held_out_by_what_they_say(large, tmp_path,
     Path("mine.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     options = [*large[:3], "--source", "mine.jsonl", "--stories", "1000"]
     assert main([*options, "--run", "runs/mine"]) == 0
+    path = Path("mine.jsonl").resolve()
+    assert f"stories: up to 1,000 from {path} (JSON lines)\n" in capsys.readouterr().out
     data = recipe.load_tokens(read_recipe("runs/mine"))[1]
     assert data.split("val").size > 0
     parts = {part: [text for text in texts if held_out(text) == part] for part in (False, True)}

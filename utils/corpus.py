@@ -22,6 +22,7 @@ class Part(NamedTuple):
 
     texts: Callable[[], Iterable[str]]  # begins from the first text at each call
     identity: Callable[[], object]  # plain values that differ where the texts may differ
+    read: Read  # what the texts are, as far as they have been read
 
 
 class Corpus:
@@ -40,6 +41,12 @@ class Corpus:
     def __iter__(self) -> Iterator[str]:
         return islice(chain.from_iterable(part.texts() for part in self.parts), self.n)
 
+    def __str__(self) -> str:
+        """Where the texts come from, and what has been seen of them so far."""
+        kinds = dict.fromkeys(kind for part in self.parts for kind in part.read.kinds)
+        sources = self.source if isinstance(self.source, str) else ", ".join(self.source)
+        return f"up to {self.n:,} from {sources} ({' and '.join(kinds)})"
+
     def identity(self) -> dict:
         """Plain values that change when the texts may have changed, without reading them.
 
@@ -52,16 +59,22 @@ def _part(source: str, split: str, how: How) -> Part:
     if source == "builtin":
         seed = SEEDS[split]
         told = "\n".join(builtin_stories(100, seed)).encode()  # another grammar tells others
-        return Part(lambda: endless_stories(seed), lambda: ["builtin", seed, hashlib.sha256(told).hexdigest()])
+        identity = ["builtin", seed, hashlib.sha256(told).hexdigest()]
+        return Part(lambda: endless_stories(seed), lambda: identity, _of("built-in stories"))
     if is_hub(source):
         dataset = hub_dataset(source)
         try:
             rows = HubSplit(split, dataset, how.text_column)
         except NoSuchSplit as error:
             raise NoValidationSplit(str(error)) from None
-        return Part(lambda: rows, lambda: ["hub", dataset, split, rows.revision, rows.column])
-    files = [file.absolute() for file in of_split(find_files(source), split, source)]
-    return Part(lambda: texts_of(files, how, Read()), lambda: [_state(file) for file in files])
+        identity = ["hub", dataset, split, rows.revision, rows.column]
+        return Part(lambda: rows, lambda: identity, _of(f"column {rows.column!r} of {dataset}"))
+    files, read = [file.absolute() for file in of_split(find_files(source), split, source)], Read()
+    return Part(lambda: texts_of(files, how, read), lambda: [_state(file) for file in files], read)
+
+
+def _of(kind: str) -> Read:
+    return Read(kinds={kind: None})
 
 
 def _state(file: Path) -> list:

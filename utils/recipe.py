@@ -115,20 +115,23 @@ def _load_stored(recipe: dict, tok: Tokenizer | None) -> tuple[Tokenizer, TokenD
     made_before = home / f"tokenizer-{key_of([texts, wanted])}.json"
     if tok is None and made_before.is_file():
         tok = tokenizer_from_dict(read_json(made_before))
-    if tok and (data := TokenStore(home, texts, tok).open()):
-        print(f"tokens: {TokenStore(home, texts, tok).describe()}, from an earlier start")
-        return tok, data
+    if tok is not None:
+        store = TokenStore(home, texts, tok)
+        if data := store.open():
+            print(f"tokens: {store.describe()}, from an earlier start")
+            return tok, data
 
     first, are_all = first_texts(train, IN_MEMORY, SAMPLE_CHARACTERS)
     if are_all and len(first) < FEW:
         return None
-    n_workers = 1 if are_all else min(MOST_WORKERS, os.cpu_count() or 1)
+    print(f"stories: {train}")
     if tok is None:
         print(f"tokenizer: made from the first {len(first):,} stories")
         tok = _new_tokenizer(recipe, *_split_sample(first, val))
     del first
     store = TokenStore(home, texts, tok)
-    print(f"tokens: more than {IN_MEMORY:,} stories are kept on disk, in {store.folder} (processes: {n_workers})")
+    n_workers = 1 if are_all else min(MOST_WORKERS, os.cpu_count() or 1)
+    print(f"tokens: kept on disk, as for more than {IN_MEMORY:,} stories, in {store.folder} (processes: {n_workers})")
     data = store.fill(train, val, n_workers)
     write_text(made_before, json.dumps(tok.to_dict()))
     print(f"tokens: {store.describe()}")
