@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_a_corpus_is_what_load_stories_loads(folder, n, split):
         assert Corpus(n, split, corpus.source).identity() == corpus.identity()
         if not isinstance(source, list) or n == 100:  # load_stories names only what it came to
             assert corpus.source == stories.source
+
+
+def test_a_corpus_is_the_same_from_any_folder_and_by_any_link(folder, monkeypatch):
+    (folder.parent / "link").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    named = [Corpus(9, "train", source) for source in (folder, "data", Path("link"), "./data/../link", ["data"])]
+    assert [corpus.identity() for corpus in named[1:]] == [named[0].identity()] * 4
+    assert {corpus.source for corpus in named} == {str(folder)}
 
 
 def test_what_files_do_not_say_is_said(tmp_path):

@@ -33,10 +33,9 @@ class Corpus:
 
     def __init__(self, n: int, split: str, source: str | Path | Iterable[str | Path], how: How | None = None):
         self.n, self.how = n, how or How()
-        sources = [str(source)] if isinstance(source, str | Path) else list(map(str, source))
-        self.parts = [_part(one, split, self.how) for one in sources]
-        names = list(map(full_name, sources))
+        names = [full_name(str(one)) for one in ([source] if isinstance(source, str | Path) else source)]
         self.source = names[0] if len(names) == 1 else names
+        self.parts = [_part(name, split, self.how) for name in names]
 
     def __iter__(self) -> Iterator[str]:
         return islice(chain.from_iterable(part.texts() for part in self.parts), self.n)

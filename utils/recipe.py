@@ -133,7 +133,8 @@ def _load_stored(recipe: dict, tok: Tokenizer | None) -> tuple[Tokenizer, TokenD
     n_workers = 1 if are_all else min(MOST_WORKERS, os.cpu_count() or 1)
     print(f"tokens: kept on disk, as for more than {IN_MEMORY:,} stories, in {store.folder} (processes: {n_workers})")
     data = store.fill(train, val, n_workers)
-    write_text(made_before, json.dumps(tok.to_dict()))
+    with store.alone():  # not beside another rank
+        write_text(made_before, json.dumps(tok.to_dict()))
     print(f"tokens: {store.describe()}")
     return tok, data
 

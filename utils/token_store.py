@@ -78,7 +78,7 @@ class TokenStore:
         """
         with self._on_disk():
             self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with self.alone():
             data = self.open()
             if data is None:
                 try:
@@ -172,7 +172,7 @@ class TokenStore:
         return state if check == key_of(state) else _nothing()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Holds the lock of the folder, which falls when its holder ends, however that is."""
         lock = FileLock(self.folder / "lock")
         try:
