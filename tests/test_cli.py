@@ -378,7 +378,7 @@ def test_tokenising_that_was_stopped_goes_on_with_the_same_command(large, capsys
         def interrupted(store, state, *more):
             append(store, state, *more)
             if state["n_read"]["train"] == 40:
-                os.kill(os.getpid(), signal.SIGINT)
+                raise KeyboardInterrupt
 
         stopped.setattr(token_store.TokenStore, "_append", interrupted)
         assert main([*large, "--run", "runs/one"]) == 130
