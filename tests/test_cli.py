@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils import recipe, token_store
 from utils.__main__ import COMMANDS, main, quoted
 from utils.checkpoint import load_checkpoint, load_model
 from utils.config import KimiConfig, TrainConfig
+from utils.data import TokenData
 from utils.generation import Sampling
 from utils.grammar import builtin_stories
 from utils.hf import import_hf
@@ -22,6 +24,8 @@ from utils.options import build_parser
 from utils.presets import PRESETS, Preset
 from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState
+from utils.token_workers import held_out
+from utils.tokenizer import WordTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
@@ -529,6 +533,117 @@ def test_several_sources_are_one_text(tmp_path, capsys):
     assert main(["train", "--preset", "smoke", "--run", str(tmp_path / "run"), *sources]) == 0
     assert capsys.readouterr().out.count("stories: 9 from") == 2
     assert read_recipe(tmp_path / "run")["source"] == sources[1::2]
+
+
+# The whole dataset
+
+
+@pytest.fixture
+def large(monkeypatch, tmp_path):
+    """More than 30 stories count as many; options of a run on 60 of them, whose validation part is of 3."""
+    for name, value in {"IN_MEMORY": 30, "FEW": 20}.items():
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.chdir(tmp_path)
+    return ["train", "--preset", "smoke", "--source", "builtin", "--stories", "60"]
+
+
+def test_more_stories_than_fit_are_tokenised_once_for_all_runs(large, tmp_path, capsys, monkeypatch):
+    count = RunState.count_step
+    with monkeypatch.context() as stopped:
+        stopped.setattr(RunState, "count_step", lambda self, *step: count(self, *step) or stop_after_step_2(self))
+        assert main([*large, "--run", "runs/one"]) == 130
+    first = capsys.readouterr().out
+    assert "tokenizer: made from the first 30 stories" in first
+    assert "stories: up to 60 from builtin (built-in stories)\n" in first
+    assert "tokens: kept on disk, as for more than 30 stories, in runs" in first
+    told = re.search(r"tokens: (63 stories, [\d,]+ tokens, 0 MB in runs.tokens.\w+)\n", first)[1]
+    monkeypatch.setattr(token_store.TokenStore, "fill", lambda *_: pytest.fail("tokenised again"))
+    assert main(["train", "--run", "runs/one", "--resume"]) == 0
+    assert f"tokens: {told}, from an earlier start" in capsys.readouterr().out
+    assert main([*large, "--run", "runs/two"]) == 0
+    assert f"tokens: {told}, from an earlier start" in (second := capsys.readouterr().out)
+    assert "tokenizer: made" not in second
+    losses = [json.loads(Path(f"runs/{run}/history.json").read_text())["losses"] for run in ("one", "two")]
+    assert losses[0] == losses[1]
+    assert main(["evaluate", "--run", "runs/one", "--stories", "2"]) == 0
+    assert f"tokens: {told}, from an earlier start" in capsys.readouterr().out
+    model, data = load_model("runs/one")[0], recipe.load_tokens(read_recipe("runs/one"))[1]
+    stories = [builtin_stories(60), builtin_stories(3, 1)]
+    expected = TokenData.from_stories(stories[0], model.tokenizer, validation=stories[1])
+    assert model.tokenizer.words == WordTokenizer.train(stories[0][:30]).words
+    assert data.fingerprint() == expected.fingerprint() and data.n_bytes == expected.n_bytes
+
+
+def test_tokenising_that_was_stopped_goes_on_with_the_same_command(large, capsys, monkeypatch):
+    monkeypatch.setattr(token_store, "BLOCK_TEXTS", 10)
+    append = token_store.TokenStore._append
+    with monkeypatch.context() as stopped:
+
+        def interrupted(store, state, *more):
+            append(store, state, *more)
+            if state["n_read"]["train"] == 40:
+                raise KeyboardInterrupt
+
+        stopped.setattr(token_store.TokenStore, "_append", interrupted)
+        assert main([*large, "--run", "runs/one"]) == 130
+    assert "stopped: the tokens made so far are kept" in capsys.readouterr().out
+    assert main([*large, "--run", "runs/one"]) == 0
+    assert "tokens: goes on after 40 stories" in capsys.readouterr().out
+
+
+def test_a_folder_of_tokens_can_be_named_and_moved(large, tmp_path, capsys):
+    assert main([*large, "--run", "runs/one", "--tokens", "elsewhere"]) == 0
+    assert not Path("runs/tokens").exists()
+    Path("elsewhere").rename("moved")
+    go_on = ["train", "--run", "runs/one", "--resume", "--tokens", "moved", "--steps", "7"]
+    assert main(go_on) == 0
+    assert "from an earlier start" in capsys.readouterr().out
+    assert recipe.read_recipe("runs/one")["tokens"] == "moved"
+    Path("a_file").write_text("")
+    assert "tokens cannot be written to a_file" in error_of(capsys, *large, "--run", "x", "--tokens", "a_file")
+
+
+def test_texts_that_tell_no_split_are_held_out_by_what_they_say(large, tmp_path, capsys):
+    texts = builtin_stories(400)
+    Path("mine.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    options = [*large[:3], "--source", "mine.jsonl", "--stories", "1000"]
+    assert main([*options, "--run", "runs/mine"]) == 0
+    path = Path("mine.jsonl").resolve()
+    assert f"stories: up to 1,000 from {path} (JSON lines)\n" in capsys.readouterr().out
+    data = recipe.load_tokens(read_recipe("runs/mine"))[1]
+    assert data.split("val").size > 0
+    parts = {part: [text for text in texts if held_out(text) == part] for part in (False, True)}
+    tok = load_model("runs/mine")[0].tokenizer
+    assert data.fingerprint() == TokenData.from_stories(parts[False], tok, validation=parts[True]).fingerprint()
+    assert tok.words == WordTokenizer.train(text for text in texts[:30] if not held_out(text)).words
+
+
+def test_a_small_source_stays_in_memory_however_many_are_asked_for(large, tmp_path, capsys):
+    Path("novel.txt").write_text("It was a dark night,\nand the rain fell on us.\n" * 200)
+    assert main([*large[:3], "--source", "novel.txt", "--stories", "1000", "--run", "runs/novel"]) == 0
+    assert "tokens: " not in capsys.readouterr().out and not Path("runs/tokens").exists()
+
+
+def test_a_run_from_before_tokens_were_kept_goes_on_in_memory(large, monkeypatch, capsys):
+    with monkeypatch.context() as before:
+        before.setattr(recipe, "IN_MEMORY", 1000)
+        assert main([*large, "--run", "runs/old"]) == 0
+    state = load_checkpoint("runs/old")
+    del state["training"]["recipe"]["tokens"]
+    torch.save(state, "runs/old/checkpoint.pt")
+    assert main(["train", "--run", "runs/old", "--resume", "--steps", "7"]) == 0
+    assert "tokens: " not in capsys.readouterr().out
+    assert "leave out --tokens" in error_of(capsys, "train", "--run", "runs/old", "--resume", "--tokens", "x")
+
+
+def test_built_in_stories_in_the_place_of_many_real_ones_are_told_at_both_ends(large, capsys, monkeypatch):
+    monkeypatch.delenv("TINYSTORIES_PATH")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([*large[:3], "--stories", "60", "--run", "runs/one"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "stories: no network, so built-in stories (HF_HUB_OFFLINE is set)"
+    assert "these were built-in stories, for no network: real ones with --source hub" in lines
+    assert read_recipe("runs/one")["source"] == "builtin"
 
 
 def test_built_in_stories_in_the_place_of_real_ones_are_told_at_both_ends(tmp_path, capsys, monkeypatch):

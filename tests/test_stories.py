@@ -285,7 +285,10 @@ class StandIn(BaseHTTPRequestHandler):
         folder = {"type": "directory", "path": "data", "oid": "f" * 40}
         entries = [{"type": "file", "path": path, "size": len(data), "oid": f"{number:040x}"}
                    for number, (path, data) in enumerate(files.items())]  # fmt: skip
-        if route in (f"/api/datasets/{REPO}", f"/api/datasets/{REPO}/revision/{COMMIT}"):
+        if route == "/break":
+            self.server.broken = 2
+            self.reply_json({})
+        elif route in (f"/api/datasets/{REPO}", f"/api/datasets/{REPO}/revision/{COMMIT}"):
             self.reply_json({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
         elif route == f"/api/datasets/{REPO}/tree/{COMMIT}":
             self.reply_json([folder] + [entry for entry in entries if "/" not in entry["path"]])
@@ -418,6 +421,34 @@ def test_another_dataset_and_another_column_are_named(hub, tmp_path):
     status, out, err = load_in_new_python(tmp_path, f"http://127.0.0.1:{hub.server_port}", code)
     assert status == 0, err
     assert out.splitlines()[-2:] == ["5", f"{REPO} has no column of text 'story', it must be one of 'text'"]
+
+
+STREAMED = """
+from itertools import islice
+from utils.corpus import Corpus
+from utils.sources import hub
+from utils.stories import NoValidationSplit
+hub.PATIENCE = (0.1, 0.1)
+corpus = Corpus(4_000, 'train', 'hub')
+texts = iter(corpus)
+first = list(islice(texts, 1_400))  # of the first shard's 1,500
+urllib.request.urlopen(urllib.request.Request(break_now))
+whole = first + list(texts)
+assert whole == list(corpus) and len(whole) == 4_000
+json.dump([whole, corpus.identity()], open('whole.json', 'w'))
+"""
+
+
+def test_a_stream_from_the_hub_goes_on_where_it_broke(hub, tmp_path):
+    """Each text once, in order; what names the corpus is the dataset's commit."""
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    code = f"import json, urllib.request; break_now = {endpoint + '/break'!r}\n{STREAMED}"
+    status, out, err = load_in_new_python(tmp_path, endpoint, code)
+    assert status == 0, err
+    whole, identity = json.loads((tmp_path / "whole.json").read_text())
+    assert whole == [story for seed in (100, 101, 102) for story in builtin_stories(1500, seed)][:4000]
+    assert identity["n"] == 4000 and identity["parts"] == [["hub", REPO, "train", COMMIT, "text"]]
+    assert out.count("once more in") == 2
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from utils.generation import Sampling, generate, generator_of, stream
 from utils.hf import export_hf
 from utils.model import Kimi, count_parameters
 from utils.options import PROMPT, build_parser, option
-from utils.recipe import RECIPE_FIELDS, build, load_split, new_recipe, read_recipe
+from utils.recipe import RECIPE_FIELDS, build, load_texts, new_recipe, read_recipe
 from utils.report import Evaluated, table, write_json
 from utils.settings import settings_of
 from utils.stories import NoValidationSplit, load_stories
@@ -143,9 +143,9 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
     """What is found of one run."""
     model, step = load_model(folder, pick_device())
     recipe = read_recipe(folder)
-    train, validation = load_split(recipe)
+    train, validation = load_texts(recipe)
     if args.source:
-        validation = held_out(args.source)
+        validation = measured_texts(args.source)
     data = TokenData.from_stories(train, model.tokenizer, validation=validation)
     prompt = opening(model, data)
     found = evaluate(model, data, args.stories, args.temperature, args.seed, texts=(train, validation), prompt=prompt)
@@ -154,7 +154,7 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
     return Evaluated(step, total, active, texts, recipe["source"] == "builtin", found)
 
 
-def held_out(source: str) -> list[str]:
+def measured_texts(source: str) -> list[str]:
     """The validation texts of a source, all its texts where it has no such part."""
     try:
         return load_stories(sys.maxsize, "validation", source)
@@ -186,6 +186,8 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     for name, value in given.items():
         if name == "source":
             recipe["source"] = _sources(args)  # training refuses other stories
+        elif name == "tokens" and name in recipe:
+            recipe["tokens"] = value
         elif name == "steps":
             recipe["training"] = _longer(recipe["training"], value)
         elif same.get(name) != value:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -63,12 +63,15 @@ def split_texts(texts: Iterable[str], val_fraction: float = 0.1) -> tuple[list[s
 class TokenData:
     """Training and validation tokens. Every story is followed by <|endoftext|> and lies in one split only.
 
-    tokens: one integer array, uint16 where the vocabulary fits, training first.
+    tokens: one integer array, uint16 where the vocabulary fits, training first; it may be a memory map.
     n_bytes: UTF-8 bytes of the stories of each split, for bits per byte.
+    fingerprint: what `fingerprint()` returns, where it is known, so that the array need not be read.
     """
 
-    def __init__(self, tokens: np.ndarray, n_train: int, n_bytes: dict[str, int]):
+    def __init__(self, tokens: np.ndarray, n_train: int, n_bytes: dict[str, int], fingerprint: str | None = None):
         self.tokens, self.n_train, self.n_bytes = tokens, n_train, n_bytes
+        self._parts = {"train": tokens[:n_train], "val": tokens[n_train:]}  # views
+        self._fingerprint = fingerprint
 
     @classmethod
     def from_stories(cls, stories, tok, val_fraction: float = 0.1, validation=None) -> TokenData:
@@ -89,7 +92,21 @@ class TokenData:
         """The tokens of one split, (n,)."""
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
-        return self.tokens[: self.n_train] if split == "train" else self.tokens[self.n_train :]
+        return self._parts[split]
+
+    def share(self, rank: int, of: int) -> TokenData:
+        """The training tokens of one of `of` processes, a stretch of its own: no two of them see the same window.
+
+        Together the stretches are all training tokens, and their lengths differ by one at most; validation is the same
+        for all. Nothing is copied. How many bytes of text a stretch is, is not known: n_bytes has "val" only.
+        """
+        if not 0 <= rank < of:
+            raise ValueError(f"rank is {rank} of {of}, it must be from 0 to {of - 1}")
+        start, end = (self.n_train * i // of for i in (rank, rank + 1))
+        of_share = sha256(f"{self.fingerprint()} {rank} {of}".encode()).hexdigest()
+        part = TokenData(self.tokens, end - start, {"val": self.n_bytes["val"]}, of_share)
+        part._parts = {"train": self.split("train")[start:end], "val": self.split("val")}
+        return part
 
     def batch(
         self, split: str, batch_size: int, block_size: int, generator: torch.Generator
@@ -122,4 +139,11 @@ class TokenData:
 
     def fingerprint(self) -> str:
         """Changes when any token or the split changes: a run is only continued on the data that it began with."""
-        return hashlib.sha256(self.tokens.tobytes() + str((self.tokens.dtype, self.n_train)).encode()).hexdigest()
+        return self._fingerprint or fingerprint_of(sha256(self.tokens.tobytes()), self.tokens.dtype, self.n_train)
+
+
+def fingerprint_of(tokens, dtype: np.dtype, n_train: int) -> str:
+    """The fingerprint of data from the SHA-256 of all its tokens, which may have been fed piece by piece."""
+    whole = tokens.copy()
+    whole.update(str((dtype, n_train)).encode())
+    return whole.hexdigest()

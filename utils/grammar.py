@@ -252,8 +252,14 @@ def builtin_stories(n: int, seed: int = 0) -> list[str]:
     """
     if n < 0:
         raise ValueError(f"n is {n}, but the number of stories must be 0 or more")
+    return list(islice(endless_stories(seed), n))
+
+
+def endless_stories(seed: int = 0) -> Iterator[str]:
+    """The same stories one after another, as many as one takes."""
     rng = random.Random(seed)
-    return [_story(rng) for _ in range(n)]
+    while True:
+        yield _story(rng)
 
 
 def _story(rng: random.Random) -> str:

@@ -81,6 +81,10 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
             metavar="WHAT", help="what stands between two texts of a plain file: blank-line, line, none, or a line of "
             "your own (default: as the file looks)",
         ),
+        "--tokens": dict(
+            metavar="DIR", help="folder in which more than 100,000 stories are kept as tokens, once for all runs "
+            "(default: runs/tokens)",
+        ),
         "--tokenizer": dict(
             choices=TOKENIZERS, help="whole words, or byte-pair encoding, which keeps every text as it is (default: "
             "auto, words where they lose little)",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.grammar import builtin_stories, judge_story, story_faults
-from utils.sources.folders import find_files
+from utils.sources.folders import Files, find_files
 from utils.sources.hub import HUB_DATASET, NoSuchSplit, hub_rows
 from utils.sources.read import How, read_files
 
@@ -97,8 +97,8 @@ def _load(n: int, split: str, source: str, how: How) -> tuple[list[str], str, st
     if source == "builtin":
         stories = builtin_stories(n, SEEDS[split])
         return stories, f"{len(stories):,} built-in stories ({split})", source
-    if source == "hub" or source.startswith("hub:"):
-        dataset = source.removeprefix("hub").removeprefix(":") or HUB_DATASET
+    if is_hub(source):
+        dataset = hub_dataset(source)
         try:
             column, stories = hub_rows(n, split, dataset, how.text_column)
         except NoSuchSplit as error:
@@ -106,14 +106,34 @@ def _load(n: int, split: str, source: str, how: How) -> tuple[list[str], str, st
         which = "" if column == "text" else f", column {column!r}"
         return stories, f"{len(stories):,} from the hub ({dataset}, {split}{which})", source
     files = find_files(source)
+    read = read_files(of_split(files, split, source), n, how)
+    line = f"{len(read.texts):,} from {source} ({split}: {read})"
+    if files.left_out and split == "train":
+        names = ", ".join(file.name for file in files.left_out[:5])
+        line += f"; {len(files.left_out)} files left out: {names}{', ...' if len(files.left_out) > 5 else ''}"
+    return read.texts, line, full_name(source)
+
+
+def of_split(files: Files, split: str, source: str) -> list[Path]:
+    """The files of one split. NoValidationSplit or ValueError where `source` has none for it."""
     chosen = files.train if split == "train" else files.validation
     if not chosen and split == "validation":
         raise NoValidationSplit(f'{source} has no validation texts: no file or folder named "validation"')
     if not chosen:
         raise ValueError(f'{source} has validation texts only, and no file or folder named "train"')
-    read = read_files(chosen, n, how)
-    line = f"{len(read.texts):,} from {source} ({split}: {read})"
-    if files.left_out and split == "train":
-        names = ", ".join(file.name for file in files.left_out[:5])
-        line += f"; {len(files.left_out)} files left out: {names}{', ...' if len(files.left_out) > 5 else ''}"
-    return read.texts, line, str(Path(source).expanduser().resolve())
+    return chosen
+
+
+def full_name(source: str) -> str:
+    """What names the same source from any folder."""
+    named = source == "builtin" or is_hub(source)
+    return source if named else str(Path(source).expanduser().resolve())
+
+
+def is_hub(source: str) -> bool:
+    return source == "hub" or source.startswith("hub:")
+
+
+def hub_dataset(source: str) -> str:
+    """The dataset that "hub" or "hub:OWNER/NAME" means."""
+    return source.removeprefix("hub").removeprefix(":") or HUB_DATASET

@@ -8,7 +8,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 from utils.sources.folders import NAMES
 from utils.sources.opened import one_line
@@ -18,6 +20,7 @@ HUB_DATASET = "roneneldan/TinyStories"
 PROBE_SECONDS = 3.0
 PATIENCE = (2.0, 8.0)  # seconds before a failed download is tried again
 SHOW_PROGRESS_ABOVE = 10_000
+T = TypeVar("T")
 
 
 class NoSuchSplit(ValueError):
@@ -25,18 +28,63 @@ class NoSuchSplit(ValueError):
 
 
 def hub_rows(n: int, split: str, dataset: str = HUB_DATASET, column: str | None = None) -> tuple[str, list[str]]:
-    """(the column, the first `n` texts in it) of a split of `dataset`, "OWNER/NAME" or "OWNER/NAME:CONFIG".
+    """(the column, the first `n` texts in it) of a split of `dataset`, see `HubSplit`."""
+    from tqdm.auto import tqdm
+
+    rows = HubSplit(split, dataset, column)
+    # no text is asked for after the last one: it may lie in another shard
+    texts = tqdm(islice(rows, n), "texts", n, leave=False, disable=n <= SHOW_PROGRESS_ABOVE)
+    return rows.column, list(texts)
+
+
+class HubSplit:
+    """The texts of one split of `dataset`, "OWNER/NAME" or "OWNER/NAME:CONFIG", streamed as often as one asks.
 
     What fails is tried again, with patience. Raises ConnectionError where the hub cannot be reached or keeps failing,
     NoSuchSplit, and ValueError where the dataset has no such column.
+
+    column: the one that is read. revision: the commit of the dataset, which stays the same while it is read.
     """
-    name, _, config = dataset.partition(":")
-    if problem := hub_problem(name):
-        raise ConnectionError(f"no network: {problem}")
+
+    def __init__(self, split: str, dataset: str = HUB_DATASET, column: str | None = None):
+        name, _, config = dataset.partition(":")
+        if problem := hub_problem(name):
+            raise ConnectionError(f"no network: {problem}")
+        self.revision, self.column, self._rows = _patiently(lambda: _opened(split, name, config or None, column))
+
+    def __iter__(self) -> Iterator[str]:
+        done, texts = 0, None
+
+        def following() -> str | None:
+            nonlocal texts
+            try:
+                texts = texts or islice(self._texts(), done, None)
+                return next(texts, None)
+            except Exception:
+                texts = None  # a stream that broke is opened anew
+                raise
+
+        try:
+            while (text := _patiently(following)) is not None:
+                done += 1
+                yield text
+        finally:
+            # Arrow's reading threads live on in the half-read stream and can abort Python when it ends
+            # (github.com/huggingface/datasets/issues/7566), so the stream has to go now.
+            texts = None
+            gc.collect()
+
+    def _texts(self) -> Iterator[str]:
+        for row in self._rows:
+            if text := (row[self.column] or "").strip():
+                yield text
+
+
+def _patiently(attempt: Callable[[], T]) -> T:
+    """What `attempt` returns, tried again where it fails. Raises ConnectionError where it keeps failing."""
     for wait in (*PATIENCE, None):
         try:
-            found = _stream(n, split, name, config or None, column)
-            break
+            return attempt()
         except (NoSuchSplit, NoSuchColumn):
             raise
         except Exception as error:  # whatever goes wrong out there
@@ -45,37 +93,22 @@ def hub_rows(n: int, split: str, dataset: str = HUB_DATASET, column: str | None 
             raise ConnectionError(f"the hub failed: {one_line(problem)}") from problem
         print(f"hub: {one_line(problem)}; once more in {wait:g} seconds")
         time.sleep(wait)
-    # Arrow's reading threads live on in the half-read stream and can abort Python when it ends
-    # (github.com/huggingface/datasets/issues/7566), so the stream has to go now.
-    gc.collect()
-    return found
 
 
-def _stream(n: int, split: str, name: str, config: str | None, column: str | None) -> tuple[str, list[str]]:
+def _opened(split: str, name: str, config: str | None, column: str | None) -> tuple[str, str, Iterable[dict]]:
+    """(revision, column, rows) of a dataset's split; nothing is read but what tells its columns."""
     from datasets import load_dataset  # only now: the import alone takes seconds
-    from tqdm.auto import tqdm
+    from huggingface_hub import HfApi
 
-    splits = load_dataset(name, config, streaming=True)
+    revision = HfApi().dataset_info(name).sha
+    splits = load_dataset(name, config, revision=revision, streaming=True)
     found = next((part for part in NAMES[split] if part in splits), None)
     if found is None:
         raise NoSuchSplit(f"{name} has no split for {split} (it has {', '.join(splits)})")
     rows = splits[found]
     features = rows.features or {}
     named = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
-    column = column_of(named, column, name)
-    texts = _first(n, (row[column] for row in rows))
-    return column, list(tqdm(texts, "texts", n, leave=False, disable=n <= SHOW_PROGRESS_ABOVE))
-
-
-def _first(n: int, texts: Iterator[str | None]) -> Iterator[str]:
-    """The first `n` that are not empty, and no text asked for after them: it may lie in another shard."""
-    taken = 0
-    for text in texts:
-        if text and (text := text.strip()):
-            yield text
-            taken += 1
-            if taken == n:
-                return
+    return revision, column_of(named, column, name), rows
 
 
 def hub_problem(name: str = HUB_DATASET) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from utils.sources.folders import ending
@@ -57,21 +58,24 @@ def file_items(path: Path, how: How) -> tuple[str, Iterator[str]]:
 def read_files(files: list[Path], n: int, how: How) -> Read:
     """The first `n` texts of `files`, no further read than needed. ValueError for a file that holds none."""
     read, seen = Read(), set()
+    for text in islice(texts_of(files, how, read), n):
+        read.repeated += text in seen
+        seen.add(text)
+        read.texts.append(text)
+    return read
+
+
+def texts_of(files: list[Path], how: How, read: Read) -> Iterator[str]:
+    """The texts of `files` one after another, none of them kept; what the files are is noted in `read`."""
     for path in files:
-        if len(read.texts) >= n:
-            break
         kind, texts = file_items(path, how)
         read.kinds[kind] = None
-        before = len(read.texts)
+        holds_text = False
         for text in texts:
-            if not (text := text.strip()):
+            if text := text.strip():
+                holds_text = True
+                yield text
+            else:
                 read.empty += 1
-                continue
-            read.repeated += text in seen
-            seen.add(text)
-            read.texts.append(text)
-            if len(read.texts) >= n:
-                break
-        if len(read.texts) == before:
+        if not holds_text:
             raise ValueError(f"{path} holds no text")
-    return read
