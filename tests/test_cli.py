@@ -132,7 +132,7 @@ def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run,
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--stories", "-3"], "n_stories is -3, it must be 0 or more"),
+        (["--stories", "-3"], "--stories is -3, it must be 0 or more"),
         (["--figure", "found.jpeg2"], "its ending must be one of png, pdf, svg"),
         (["--source", "gone.txt"], "gone.txt does not exist"),
     ],
