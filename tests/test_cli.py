@@ -574,6 +574,20 @@ def test_more_stories_than_fit_are_tokenised_once_for_all_runs(large, tmp_path, 
     assert data.fingerprint() == expected.fingerprint() and data.n_bytes == expected.n_bytes
 
 
+def test_a_tokenizer_of_before_serves_only_the_same_texts_and_wishes(large, capsys):
+    Path("mine.jsonl").write_text("".join(f'"{text} {i}"\n' for i, text in enumerate(["a", "b", "c"] * 60)))
+    others = [[], ["--vocab-size", "50"], ["--tokenizer", "bpe"], ["--min-count", "9"], ["--source", "mine.jsonl"]]
+    toks = {}
+    for _ in range(2):
+        for i, more in enumerate(others):
+            options = [*large[:3], *large[5:]] if "--source" in more else large
+            assert main([*options, "--run", "runs/one", "--overwrite", "--block-size", "4", "--steps", "1", *more]) == 0
+            toks.setdefault(i, []).append(json.dumps(load_model("runs/one")[0].tokenizer.to_dict()))
+    assert capsys.readouterr().out.count("from an earlier start") == len(others)
+    assert all(first == second for first, second in toks.values())
+    assert len({first for first, _ in toks.values()}) == len(others)
+
+
 def test_tokenising_that_was_stopped_goes_on_with_the_same_command(large, capsys, monkeypatch):
     monkeypatch.setattr(token_store, "BLOCK_TEXTS", 10)
     append = token_store.TokenStore._append
