@@ -315,8 +315,7 @@ def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
 def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys, monkeypatch):
     monkeypatch.setattr("utils.__main__.load_model", lambda *_: pytest.fail("measured first"))
     for option, value, message in (
-        ("--stories", 0, "--stories is 0, it must be 1 or more"),
-        ("--stories", -3, "--stories is -3, it must be 1 or more"),
+        ("--stories", -3, "--stories is -3, it must be 0 or more"),
         ("--seed", 2**64, "seed is 18446744073709551616, it must be a whole number"),
         ("--seed", -1, "seed is -1, it must be a whole number"),
         ("--temperature", -1, "Sampling.temperature is -1.0, it must be 0 or more"),
