@@ -31,8 +31,6 @@ def restored(text: str) -> str:
             word += letter
         return word
 
-    if said and said[0][0] is DROPPED._letters:
-        return spell()
     out = []
     for i, told in zip(ids, texts_of(TOK.detokenizer(), ids), strict=True):
         guess = told.lstrip()

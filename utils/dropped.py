@@ -66,9 +66,6 @@ class Dropped:
         """(counts, contexts, what is said, its p where nothing is known) of all that the ids do not tell."""
         ids = self.tok.encode(text)
         pieces = self.tok.pieces(text)
-        if not pieces:  # then the whole text is spelled
-            yield from self._spelled(text)
-            return
         before = ""
         for i, piece, told in zip(ids, pieces, texts_of(self.tok.detokenizer(), ids), strict=True):
             word, guess = piece.lstrip(), told.lstrip()

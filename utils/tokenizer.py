@@ -141,12 +141,8 @@ class WordTokenizer:
         return [self._ids.get(word, self.unk_id) for word in _split(text)]
 
     def pieces(self, text: str) -> list[str]:
-        """`text` cut before each token that `encode` finds, spaces and capitals as they stand; [] where it cannot be.
-
-        (A letter that becomes two in lower case, İ, may become two tokens.)
-        """
-        cuts = [match[0] for match in re.finditer(rf"\s*(?:{_SPECIAL.pattern}|{_TOKEN.pattern})", text)]
-        return cuts if len(cuts) == len(self.encode(text)) else []
+        """`text` cut before each token that `encode` finds, spaces and capitals as they stand."""
+        return [match[0] for match in re.finditer(rf"\s*(?:{_SPECIAL.pattern}|{_TOKEN.pattern})", text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable English for `ids`, see `Detokenizer`; encode(decode(ids)) gives the ids back.
