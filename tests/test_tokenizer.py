@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from utils.tokenizer import WordTokenizer
@@ -71,6 +71,7 @@ def test_texts_may_be_a_generator():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(any_text, min_size=1, max_size=4))
 def test_the_vocabulary_holds_only_words_of_the_texts_given(texts):
+    assume(all(unicodedata.category(c) != "Cn" for c in "".join(texts)))  # the other library has a newer Unicode
     tok = WordTokenizer.train([*texts, "a word"])
     expected = {"a", "word"}
     for text in texts:
@@ -198,6 +199,10 @@ ENGLISH = [
     'He called it "the big one", and it was.',
     '"Hello," said mom. "How are you?" "Fine," said tom.',
     'She said, "Hello". Then she left.',
+    # other scripts
+    "राम घर गया। वह खुश था। श्लोक॥",
+    "ذهب الولد، ثم ضحك؛ لماذا؟ نعم.",
+    "یہ کتاب ہے۔ وہ گھر ہے۔",
     # specials
     f"The end.\n{EOS}\nOnce upon a time, I ran.",
     f'She said, "Hello.\n{EOS}\n"Yes," said the cat.',  # a new story starts without open quotes

@@ -16,7 +16,7 @@ def _set(words: str) -> frozenset[str]:
 
 
 # The English that `Detokenizer` knows; where usage differs, the TinyStories sample was counted.
-_NO_SPACE_BEFORE = frozenset(",.!?;:…)]}%”»")
+_NO_SPACE_BEFORE = frozenset(",.!?;:…)]}%”»।॥،؛؟۔")  # with the signs of Hindi, Arabic and Urdu
 _NO_SPACE_AFTER = frozenset("([{$“‘«")
 _TAILS = _set("s t m d re ve ll")  # it's, don't, I'm, she'd, you're, we've, I'll
 _CONTRACTED = {("o", "clock"), ("ma", "am"), ("c", "mon")}

@@ -24,7 +24,7 @@ _LETTER, _PASSED_OVER = r"[\p{Cased}&&\P{Case_Ignorable}]", r"\p{Case_Ignorable}
 _LAST_SIGMA = f"(?<={_LETTER}{_PASSED_OVER})Σ(?!{_PASSED_OVER}{_LETTER})"
 _TAIL = r"(?=(?:s|t|m|d|re|ve|ll)(?: |\z))"
 _NEEDLESS_SPACE = "|".join([
-    r" (?=[,.!?;:…)\]}%”»])",
+    r" (?=[,.!?;:…)\]}%”»।॥،؛؟۔])",
     r"(?<=[(\[{$“‘«]) ",
     rf"(?<=[{_WORD}]|{UNK}) (?=['’] {_TAIL})",  # it 's
     rf"(?<=[{_WORD}] ['’]|{UNK} ['’]) {_TAIL}",  # it' s

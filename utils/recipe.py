@@ -116,7 +116,9 @@ def load_texts(recipe: dict) -> tuple[list[str], list[str]]:
         train, val = _corpora(recipe)
         first, are_all = first_texts(train, IN_MEMORY, SAMPLE_CHARACTERS)
         if not are_all or len(first) >= FEW:
-            return _split_sample(first, val)
+            texts, held_out_texts = _split_sample(first, val)
+            print(f"stories: {train}: the first {len(texts):,} and {len(held_out_texts):,} to validate")
+            return texts, held_out_texts
     return load_split(recipe)
 
 
