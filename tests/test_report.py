@@ -3,6 +3,7 @@
 import json
 import math
 
+import matplotlib.pyplot as plt
 import pytest
 
 from utils.evaluate import Evaluation
@@ -55,5 +56,6 @@ def test_a_figure_is_drawn_for_any_number_of_runs(tmp_path, kind, begins):
         figure = plot_evaluations({f"run {i}": OTHER if i % 2 else ONE for i in range(n)})
         save_figure(figure, tmp_path / f"found.{kind}")
         assert (tmp_path / f"found.{kind}").read_bytes().startswith(begins)
+        plt.close(figure)
         bars = figure.axes[0].patches
         assert len(bars) == 2 * n and bars[0].get_width() == pytest.approx(0.70)  # the model's part; 0.05 beside it

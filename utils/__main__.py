@@ -135,7 +135,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if args.json:
         write_json(runs, args.json, settings)
     if args.figure:
-        plots.save_figure(plots.plot_evaluations(runs), args.figure)
+        figure = plots.plot_evaluations(runs)
+        plots.save_figure(figure, args.figure)
+        plots.plt.close(figure)
     return 0
 
 
