@@ -33,8 +33,8 @@ def restored(text: str) -> str:
 
     out = []
     for i, told in zip(ids, texts_of(TOK.detokenizer(), ids), strict=True):
-        guess = told.lstrip()
-        out.append(said.pop(0)[1])
+        guess, space = told.lstrip(), said.pop(0)[1]
+        out.append(spell() if space == "spelled" else space)
         if i == TOK.unk_id:
             out.append(spell())
         elif said and said[0][0] is DROPPED._forms:
@@ -42,7 +42,8 @@ def restored(text: str) -> str:
             out.append(spell() if form == "spelled" else FORMS[form](guess))
         else:
             out.append(guess)
-    return "".join(out) + said.pop(0)[1]
+    rest = said.pop(0)[1]
+    return "".join(out) + (spell() if rest == "spelled" else rest)
 
 
 @settings(max_examples=100, deadline=None)
@@ -50,6 +51,12 @@ def restored(text: str) -> str:
 def test_ids_and_what_is_said_beside_them_are_the_whole_text(text):
     assert restored(text) == text
     assert 0 <= DROPPED.bits(text) < math.inf
+
+
+@pytest.mark.parametrize("text", [f"Lily ran.{' ' * 500}", f"Then.{chr(10) * 500}", " " * 500])
+def test_white_space_of_any_length_has_a_price(text):
+    assert restored(text) == text
+    assert DROPPED.bits(text[:400]) < DROPPED.bits(text) < math.inf
 
 
 def test_the_probabilities_of_all_that_can_come_next_sum_to_one():

@@ -148,7 +148,7 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
     train, validation = load_texts(recipe)
     if args.source:
         validation = measured_texts(args.source)
-    data = TokenData.from_stories(train, model.tokenizer, validation=validation)
+    data = TokenData.from_stories(train[:1], model.tokenizer, validation=validation)  # only validation is read
     prompt = opening(model, data)
     found = evaluate(model, data, args.stories, args.temperature, args.seed, texts=(train, validation), prompt=prompt)
     total, active = count_parameters(model)

@@ -19,6 +19,7 @@ CHARACTERS = 0x110000 + 1  # every code point, and the end of a word
 END = ""
 ORDER = 4  # characters that tell the next one
 LEARN_FROM = 1_000  # texts are enough
+LONG = 8  # white space of more characters is spelled: its own p would be too small for a float
 FORMS = {"as decoded": lambda word: word, "small": str.lower, "large": str.upper, "capital": str.capitalize}
 
 
@@ -71,7 +72,7 @@ class Dropped:
             word, guess = piece.lstrip(), told.lstrip()
             space, expected = piece[: -len(word)], told[: -len(guess)]
             sign = before if before and not is_word(before) else "word"
-            yield self._spaces, ((), (expected,), (expected, sign)), space, CHARACTERS ** -(len(space) + 1.0)
+            yield from self._spaced(space, ((), (expected,), (expected, sign)))
             if i == self.tok.unk_id:
                 yield from self._spelled(word)
             elif is_word(word):
@@ -81,8 +82,14 @@ class Dropped:
                 if form == "spelled":
                     yield from self._spelled(word)
             before = word
-        rest = text[sum(map(len, pieces)) :]
-        yield self._spaces, (("end",),), rest, CHARACTERS ** -(len(rest) + 1.0)
+        yield from self._spaced(text[sum(map(len, pieces)) :], (("end",),))
+
+    def _spaced(self, space: str, contexts: tuple) -> Iterator[tuple[Counts, tuple, str, float]]:
+        if len(space) <= LONG:
+            yield self._spaces, contexts, space, CHARACTERS ** -(len(space) + 1.0)
+        else:
+            yield self._spaces, contexts, "spelled", CHARACTERS ** -(LONG + 2.0)
+            yield from self._spelled(space)
 
     def _spelled(self, word: str) -> Iterator[tuple[Counts, tuple, str, float]]:
         for i, letter in enumerate([*word, END]):
