@@ -135,10 +135,30 @@ def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run,
         (["--stories", "-3"], "--stories is -3, it must be 0 or more"),
         (["--figure", "found.jpeg2"], "its ending must be one of png, pdf, svg"),
         (["--source", "gone.txt"], "gone.txt does not exist"),
+        (["--encoding", "cp1252"], "--encoding says how --source is read: give both or neither"),
     ],
 )
 def test_evaluate_names_what_is_wrong(run, capsys, options, message):
     assert message in error_of(capsys, "evaluate", "--run", run, *options)
+
+
+def test_evaluate_reads_several_sources_in_the_ways_that_train_does(run, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes("caf\u00e9 one\ncaf\u00e9 two\n".encode("cp1252"))
+    (tmp_path / "b.csv").write_text("id,tale\n1,Lily ran.\n2,Lily sat.\n")
+    sources = ["--source", tmp_path / "a.txt", "--source", tmp_path / "b.csv"]
+    how = ["--encoding", "cp1252", "--split-on", "line", "--text-column", "tale"]
+    assert main([str(word) for word in ["evaluate", "--run", run, "--stories", "1", *sources, *how]]) == 0
+    out = capsys.readouterr().out
+    assert "2 from" in out and "a.txt" in out and "'tale'" in out
+    assert "not UTF-8" in error_of(capsys, "evaluate", "--run", run, "--source", tmp_path / "a.txt")
+
+
+def test_help_names_each_default_once(capsys):
+    for command in ("train", "generate", "evaluate", "export"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "(default: None)" not in text and ") (default" not in text
 
 
 def test_export_writes_what_import_reads(run, tmp_path, capsys):
@@ -321,6 +341,14 @@ def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys
         ("--temperature", -1, "Sampling.temperature is -1.0, it must be 0 or more"),
     ):
         assert message in error_of(capsys, "evaluate", "--run", run, option, value)
+
+
+def test_resume_takes_the_settings_of_the_run_again(run, capsys):
+    """The command that began the run, with --resume behind it."""
+    again = ["--preset", "smoke", "--steps", "6", "--stories", "40", "--lr", "0.01"]
+    state = load_checkpoint(run)["training"]
+    again[5], again[7] = str(state["recipe"]["stories"]), str(state["config"]["lr"])
+    assert main(["train", "--run", str(run), "--resume", *again]) == 0
 
 
 def test_resume_takes_what_would_change_the_run_from_the_run(run, capsys):

@@ -25,6 +25,7 @@ from utils.options import PROMPT, build_parser, option
 from utils.recipe import RECIPE_FIELDS, build, load_texts, new_recipe, read_recipe
 from utils.report import Evaluated, table, write_json
 from utils.settings import settings_of
+from utils.sources.read import READING
 from utils.stories import NoValidationSplit, load_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import TrainingDiverged, learning_rate, refuse_other_run, train
@@ -120,6 +121,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     """Measure runs on validation texts, and judge the stories that they tell."""
     if args.stories < 0:
         raise ValueError(f"--stories is {args.stories}, it must be 0 or more")
+    if unused := [name for name in READING if getattr(args, name) and not args.source]:
+        raise ValueError(f"{option(unused[0])} says how --source is read: give both or neither")
     Sampling(temperature=args.temperature)  # what cannot be is said before anything is measured
     generator_of(args.seed)
     if args.figure:
@@ -147,7 +150,7 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
     recipe = read_recipe(folder)
     train, validation = load_texts(recipe)
     if args.source:
-        validation = measured_texts(args.source)
+        validation = measured_texts(args)
     data = TokenData.from_stories(train[:1], model.tokenizer, validation=validation)  # only validation is read
     prompt = opening(model, data)
     found = evaluate(model, data, args.stories, args.temperature, args.seed, texts=(train, validation), prompt=prompt)
@@ -156,12 +159,13 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
     return Evaluated(step, total, active, texts, recipe["source"] == "builtin", found)
 
 
-def measured_texts(source: str) -> list[str]:
-    """The validation texts of a source, all its texts where it has no such part."""
+def measured_texts(args: argparse.Namespace) -> list[str]:
+    """The validation texts of the sources that were given, all their texts where they have no such part."""
+    how = {name: getattr(args, name) for name in READING}
     try:
-        return load_stories(sys.maxsize, "validation", source)
+        return load_stories(sys.maxsize, "validation", _sources(args), **how)
     except NoValidationSplit:
-        return load_stories(sys.maxsize, "train", source)
+        return load_stories(sys.maxsize, "train", _sources(args), **how)
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -184,7 +188,7 @@ def _saved_recipe(folder: Path, args: argparse.Namespace) -> dict:
     """The recipe of the run to continue. It may go on for longer, and its texts may have moved."""
     recipe, given = read_recipe(folder), _given(args)
     preset, architecture = recipe.get("preset", args.preset), recipe["architecture"]
-    same = {"preset": preset, "model": architecture}
+    same = {**recipe["training"], **recipe["model"], **recipe, "preset": preset, "model": architecture}
     for name, value in given.items():
         if name == "source":
             recipe["source"] = _sources(args)  # training refuses other stories

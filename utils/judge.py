@@ -35,6 +35,7 @@ FAULTS = {
     "ending": "the last sentence has no end",
     "words": "several words that no training story has, or <unk>",
 }
+FAULT_LABELS = {**{fault: f"fault of {fault}" for fault in FAULTS}, "none": "none of these faults"}  # of a share
 USUAL = 0.03  # what at most this share of the training stories exceeds is usual
 UNFIT = 0.05  # a rule that a larger share of them breaks is not for such texts
 FEW = 50  # with fewer training stories nobody knows what is usual

@@ -14,6 +14,13 @@ from utils.vocabulary import TOKENIZERS
 PROMPT = "Once upon a time"
 
 
+class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help texts that say the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser(commands_of: dict[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
     """The command line; `commands_of` says by name what each command does."""
     parser = argparse.ArgumentParser(prog="python -m utils", description="Train a small Kimi K2, let it tell stories.")
@@ -62,14 +69,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option(name), type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
 
 
-def _add_texts(parser: argparse.ArgumentParser) -> None:
-    """Where the texts are, how they are read and how they are cut into tokens."""
+def _add_sources(parser: argparse.ArgumentParser, default: str) -> None:
+    """Where texts are and how they are read; `default` says which are taken without --source."""
     texts = {
         "--source": dict(
             action="append", metavar="PATH",
             help="texts: a file (plain, .md, .csv, .tsv, .json, .jsonl, .parquet, each also .gz or .zst), a folder, a "
-            "glob, hub, hub:OWNER/NAME or builtin; may be given again (default: $TINYSTORIES_PATH, else the hub, else "
-            "builtin)",
+            f"glob, hub, hub:OWNER/NAME or builtin; may be given again (default: {default})",
         ),
         "--text-column": dict(
             metavar="NAME", help="column or field that holds the text (default: the usual or the only one)"
@@ -81,6 +87,15 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
             metavar="WHAT", help="what stands between two texts of a plain file: blank-line, line, none, or a line of "
             "your own (default: as the file looks)",
         ),
+    }  # fmt: skip
+    for name, settings in texts.items():
+        parser.add_argument(name, **settings)
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    """Where the texts are, how they are read and how they are cut into tokens."""
+    _add_sources(parser, "$TINYSTORIES_PATH, else the hub, else builtin")
+    texts = {
         "--tokens": dict(
             metavar="DIR", help="folder in which more than 100,000 stories are kept as tokens, once for all runs "
             "(default: runs/tokens)",
@@ -118,7 +133,7 @@ def _shown(values: list) -> str:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = WithDefaults
     parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
@@ -129,12 +144,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = WithDefaults
     parser.add_argument(
         "--run", metavar="DIR", required=True, action="append", help="folder of a run; may be given again, to compare"
     )
-    parser.add_argument("--source", metavar="PATH", help="texts to measure on, as train takes them (default: the "
-                        "validation texts of each run)")  # fmt: skip
+    _add_sources(parser, "the validation texts of each run")
     parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
     parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
     parser.add_argument("--seed", type=int, default=0, help="seed of those stories")

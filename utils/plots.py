@@ -14,6 +14,7 @@ if "matplotlib.pyplot" not in sys.modules and "ipykernel" not in sys.modules:
 import matplotlib.pyplot as plt
 
 from utils.files import write_atomically
+from utils.judge import FAULT_LABELS
 
 PALETTE = BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
@@ -58,8 +59,7 @@ def plot_evaluations(runs: dict) -> plt.Figure:
     judged = dict.fromkeys(fault for result in found for fault in result.faults or {})
     shares = {"repeated four-word sequences": [result.repetition for result in found]}
     for fault in judged:
-        label = "none of these faults" if fault == "none" else f"fault of {fault}"
-        shares[label] = [(result.faults or {}).get(fault, 0.0) for result in found]
+        shares[FAULT_LABELS[fault]] = [(result.faults or {}).get(fault, 0.0) for result in found]
     height = 0.8 / len(names)
     with plt.rc_context({**STYLE, "figure.figsize": (10, 1.8 + 0.35 * max(len(shares), 2 * len(names)))}):
         figure, (cost, faults) = plt.subplots(1, 2, layout="constrained")

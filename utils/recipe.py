@@ -17,7 +17,7 @@ from utils.data import TokenData, split_texts
 from utils.files import read_json, write_text
 from utils.model import Kimi
 from utils.presets import PRESETS
-from utils.sources.read import How
+from utils.sources.read import READING, How
 from utils.stories import NoValidationSplit, load_stories
 from utils.token_store import TokenStore, key_of
 from utils.token_workers import held_out
@@ -81,7 +81,7 @@ def load_split(recipe: dict) -> tuple[list[str], list[str]]:
 
     Writes into the recipe the source that was really taken, so that the same is taken again.
     """
-    how = {name: recipe.get(name) for name in ("text_column", "encoding", "split_on")}
+    how = {name: recipe.get(name) for name in READING}
     stories = load_stories(recipe["stories"], "train", recipe["source"], **how)
     recipe["source"] = stories.source
     if stories.problem:
@@ -159,7 +159,7 @@ def _corpora(recipe: dict) -> tuple[Corpus, Corpus | None]:
 
     Writes into the recipe what `load_split` does.
     """
-    how = How(*(recipe.get(name) for name in ("text_column", "encoding", "split_on")))
+    how = How(*(recipe.get(name) for name in READING))
     source, problem = (recipe["source"], None) if recipe["source"] else usual_source()
     train = Corpus(recipe["stories"], "train", source, how)
     recipe["source"] = train.source

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from utils.evaluate import Evaluation
 from utils.files import write_text
+from utils.judge import FAULT_LABELS
 
-NO_FAULT, NOT_JUDGED = "  none of these faults", "not judged"
+NOT_JUDGED = "not judged"
 
 
 class Evaluated(NamedTuple):
@@ -52,7 +53,7 @@ def _column(run: Evaluated) -> dict[str, str]:
         ("  different pairs", f"{found.distinct[1]:.1%}"),
         ("  different triples", f"{found.distinct[2]:.1%}"),
         ("  repeated four-word sequences", f"{found.repetition:.1%}"),
-        *((NO_FAULT if fault == "none" else f"  fault of {fault}", f"{share:.1%}") for fault, share in faults.items()),
+        *((f"  {FAULT_LABELS[fault]}", f"{share:.1%}") for fault, share in faults.items()),
     ]
     return dict(lines)
 

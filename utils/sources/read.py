@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,9 @@ class How:
     text_column: str | None = None  # column or field that holds the text
     encoding: str | None = None  # such as "cp1252"; UTF-8 or what a byte order mark tells
     split_on: str | None = None  # what stands between two items of a plain text, see `shapes`
+
+
+READING = tuple(each.name for each in fields(How))  # the same names in a recipe and on the command line
 
 
 @dataclass
