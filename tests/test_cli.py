@@ -153,6 +153,20 @@ def test_evaluate_reads_several_sources_in_the_ways_that_train_does(run, tmp_pat
     assert "not UTF-8" in error_of(capsys, "evaluate", "--run", run, "--source", tmp_path / "a.txt")
 
 
+def test_training_texts_of_one_source_are_not_measured_because_another_has_no_validation_texts(run, tmp_path, capsys):
+    """Fault of the first form, which asked for the validation texts of all sources together or took all their texts."""
+    both, more = tmp_path / "both", tmp_path / "more.txt"
+    both.mkdir()
+    (both / "train.txt").write_text("Lily ran.\n" * 5)
+    (both / "valid.txt").write_text("Lily sat.\nLily fell.\n")
+    more.write_text("Tom ran.\nTom sat.\nTom fell.\n")
+    sources = ["--source", both, "--source", more, "--split-on", "line"]
+    capsys.readouterr()
+    assert main([str(word) for word in ["evaluate", "--run", run, "--stories", "1", *sources]]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stories: ") and "from" in line]
+    assert len(told) == 2 and "2 from" in told[0] and "validation" in told[0] and "3 from" in told[1]
+
+
 def test_help_names_each_default_once(capsys):
     for command in ("train", "generate", "evaluate", "export"):
         with pytest.raises(SystemExit):
@@ -345,10 +359,9 @@ def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys
 
 def test_resume_takes_the_settings_of_the_run_again(run, capsys):
     """The command that began the run, with --resume behind it."""
-    again = ["--preset", "smoke", "--steps", "6", "--stories", "40", "--lr", "0.01"]
-    state = load_checkpoint(run)["training"]
-    again[5], again[7] = str(state["recipe"]["stories"]), str(state["config"]["lr"])
-    assert main(["train", "--run", str(run), "--resume", *again]) == 0
+    recipe = read_recipe(run)
+    again = ["--steps", "6", "--stories", recipe["stories"], "--lr", recipe["training"]["lr"], "--top-k", 2]
+    assert main([str(word) for word in ["train", "--preset", "smoke", "--run", run, "--resume", *again]]) == 0
 
 
 def test_resume_takes_what_would_change_the_run_from_the_run(run, capsys):

@@ -160,12 +160,14 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
 
 
 def measured_texts(args: argparse.Namespace) -> list[str]:
-    """The validation texts of the sources that were given, all their texts where they have no such part."""
-    how = {name: getattr(args, name) for name in READING}
-    try:
-        return load_stories(sys.maxsize, "validation", _sources(args), **how)
-    except NoValidationSplit:
-        return load_stories(sys.maxsize, "train", _sources(args), **how)
+    """The validation texts of each source that was given, all its texts where it has no such part."""
+    how, texts = {name: getattr(args, name) for name in READING}, []
+    for source in args.source:
+        try:
+            texts += load_stories(sys.maxsize, "validation", source, **how)
+        except NoValidationSplit:
+            texts += load_stories(sys.maxsize, "train", source, **how)
+    return texts
 
 
 def export_command(args: argparse.Namespace) -> int:
