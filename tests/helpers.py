@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from utils.checkpoint import FORM, MODEL, checkpoint_file
 from utils.config import KimiConfig
 from utils.model import Kimi
+from utils.sealed import write_sealed
 from utils.tokenizer import WordTokenizer
 
 TINY = dict(block_size=16, d_model=32, n_heads=4, n_layers=2, d_ff=48, n_experts=4, top_k=2, dropout=0.0)
@@ -77,3 +79,32 @@ def storyteller(text: str, architecture="nano", seed=0, ends=True, **changes) ->
         eos = torch.tensor([tokenizer.eos_id])
         model.head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, eos, -math.inf))
     return model
+
+
+def visible(folder) -> list[str]:
+    """The names in a folder, but for the lock of a run."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def save_again(path, state: dict) -> None:
+    """Write what `load_checkpoint` gave, changed by a test, whole and with right checksums."""
+    plain = {name: state[name] for name in ("step", "config", "tokenizer", "training")}
+    weights = {MODEL + name: tensor for name, tensor in state["model"].items()}
+    write_sealed(checkpoint_file(path), FORM, weights | state["tensors"], plain)
+
+
+def old_state(path, number: int = 3) -> dict:
+    """The run at `path` as the third format had it, before checkpoints were sealed: a dict for torch.save."""
+    from utils.checkpoint import load_checkpoint
+
+    state = load_checkpoint(path)
+    training, tensors = state["training"], state.pop("tensors")
+    optimizer = {"state": {}, "param_groups": []}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, kind = name.split(".")
+            optimizer["state"].setdefault(int(i), {})[kind] = tensor.item() if kind == "step" else tensor
+    training["optimizer"] = optimizer
+    training["history"] = {"losses": tensors["losses"].tolist(), "rows": training.pop("rows")}
+    training |= {"batches": tensors["batches"], "rng": tensors["rng"], "device_rng": None}
+    return {"format": f"kimi-k2-from-scratch checkpoint {number}", **state}

@@ -87,10 +87,9 @@ def record() -> dict[str, torch.Tensor | str]:
                     train(model, data, config, folder)
                     state = load_checkpoint(folder)
                 found |= named(title, state["model"])
-                found |= named(f"{title}, optimizer", state["training"]["optimizer"]["state"])
-                found |= named(f"{title}, random", {k: state["training"][k] for k in ("batches", "rng")})
-                found[f"{title}, losses"] = torch.tensor(state["training"]["history"]["losses"], dtype=torch.float64)
-                for row in state["training"]["history"]["rows"]:
+                tensors, rows = rest_of(state)
+                found |= named(title, tensors)
+                for row in rows:
                     values = {name: row[name] for name in COMPARED if row[name] is not None}
                     for name, value in values.items():
                         found[f"{title}, step {row['step']}, {name}"] = torch.tensor(value, dtype=torch.float64)
@@ -98,12 +97,24 @@ def record() -> dict[str, torch.Tensor | str]:
         if kind == "k2_mini":
             with tempfile.TemporaryDirectory() as folder:
                 export_hf(model, folder)
-                for file in sorted(Path(folder).iterdir()):
+                for file in sorted(Path(folder).glob("*.*")):
                     found[f"{name}, exported {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
                 x, _ = data.batch("val", 2, 20, torch.Generator().manual_seed(0))
                 found[f"{name}, imported, logits"] = import_hf(folder)(x).detach()
     found |= of_the_command_line(load_checkpoint)
     return found
+
+
+def rest_of(state: dict) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """(tensors, rows of the history) of a saved run, also from before 2026-11-26, when all was in one dict."""
+    training = state["training"]
+    if "tensors" in state:
+        return {name: tensor for name, tensor in state["tensors"].items() if name != "device_rng"}, training["rows"]
+    averages = training["optimizer"]["state"]
+    tensors = {f"optimizer.{i}.{kind}": value for i, kinds in averages.items() for kind, value in kinds.items()}
+    losses = torch.tensor(training["history"]["losses"], dtype=torch.float64)
+    random = {name: training[name] for name in ("batches", "rng")}
+    return {**tensors, **random, "losses": losses}, training["history"]["rows"]
 
 
 def told(title: str, model, data, generate, stream, evaluate) -> dict[str, torch.Tensor | str]:

@@ -1,6 +1,8 @@
 """Every configuration that is allowed trains a step, tells a story and counts its cost; every other is refused."""
 
 import dataclasses
+import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from utils.config import K2Config, KimiConfig, NanoConfig, TrainConfig
 from utils.cost import plan
 from utils.data import TokenData
 from utils.generation import generate
+from utils.hf import export_hf, import_hf
 from utils.model import Kimi
 from utils.settings import settings_of
 from utils.tokenizer import WordTokenizer
@@ -70,8 +73,54 @@ def test_every_allowed_configuration_trains_a_step_and_tells_a_story(architectur
         text = generate(model, "a cat", 25, seed=0, number_format=number_format)  # beyond the block
         assert text.startswith("a cat")
         assert plan(model, steps).flops > 0
+        comes_back(model)
 
     check()
+
+
+def comes_back(model: Kimi) -> None:
+    """What can be exported is the same model when it is imported; all else is refused by its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        if model.config.architecture == "k2" and model.config.n_experts > 1:
+            export_hf(model, folder)
+            back = import_hf(folder)
+            assert back.config == model.config and back.tokenizer.to_dict() == TOK.to_dict()
+            states = model.state_dict(), back.state_dict()
+            assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+        else:
+            with pytest.raises(ValueError, match=r"(the model is nano|n_experts is 1)"):
+                export_hf(model, folder)
+
+
+@pytest.mark.parametrize("config", [NanoConfig, K2Config])
+def test_whatever_numbers_meet_they_train_or_a_field_is_named(config):
+    """Drawn without regard to what goes together."""
+    fields = {
+        name: st.integers(0, 6) if setting.kind is int else st.floats(0, 4, allow_subnormal=False)
+        for name, setting in settings_of(config).items()
+        if name not in ("vocab_size", "architecture", "block_size")
+    }
+    trained, named = [], set()
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(st.dictionaries(st.sampled_from(sorted(fields)), st.just(None), max_size=4).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: fields[name] for name in chosen})
+    ))  # fmt: skip
+    def check(values: dict) -> None:
+        sizes = dict(d_model=8, n_heads=2, n_layers=2, d_ff=4, n_experts=4, top_k=2)
+        k2 = dict(q_lora_rank=4, kv_lora_rank=4, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4, dense_ff=8)
+        sizes |= k2 if config is K2Config else {}
+        try:
+            shape = config(len(TOK), **{"block_size": 8, **sizes, **values})
+        except ValueError as error:
+            named.add(str(error).split()[0])
+            assert re.match(rf"{config.__name__}\.({'|'.join(fields)}) is .*, it must be ", str(error))
+            return
+        train(Kimi(shape), DATA, TrainConfig(steps=1, batch_size=2, block_size=8, eval_batches=1, number_format="fp32"))
+        trained.append(values)
+
+    check()
+    assert len(trained) > 50 and len(named) > 4
 
 
 @pytest.mark.parametrize("kv_lora_rank, qk_nope_head_dim", [(15, 8), (12, 7), (15, 7), (1, 1)])

@@ -310,6 +310,15 @@ def test_saved_pickled_and_copied_it_is_the_same(tok, tmp_path: Path):
         assert all(other.encode(text) == tok.encode(text) for text in TEXTS.values())
 
 
+def test_a_changed_rank_in_a_saved_tokenizer_is_seen(tok, tmp_path: Path):
+    tok.save(tmp_path / "tok.json")
+    changed = json.loads((tmp_path / "tok.json").read_text())
+    changed["pattern"] = "gpt2" if changed["pattern"] == "kimi" else "kimi"
+    (tmp_path / "tok.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"tok\.json is damaged: its values are not those that were written"):
+        BPETokenizer.load(tmp_path / "tok.json")
+
+
 def test_a_file_of_ranks_is_tiktokens(tok, tmp_path: Path):
     file = tmp_path / "ours.tiktoken"
     tok.save_ranks(file)

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import recipe, token_store
-from utils.__main__ import COMMANDS, main, quoted
+from tests.helpers import save_again, visible
+from utils import recipe, sealed, token_store
+from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
+from utils.commands import COMMANDS, quoted
 from utils.config import KimiConfig, TrainConfig
 from utils.data import TokenData
 from utils.generation import Sampling
@@ -66,7 +68,7 @@ def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path)
     out = capsys.readouterr().out
     assert "built-in stories" in out and "active for each token" in out and "\nOnce upon a time" in out
     assert f'python -m utils generate --run {tmp_path / "again"} --prompt "Once upon a time"' in out
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "history.json", "loss.png"]
+    assert visible(run) == ["checkpoint.safetensors", "history.json", "loss.png"]
 
 
 def test_the_model_is_k2_unless_nano_is_said(run, tmp_path, capsys):
@@ -132,7 +134,7 @@ def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run,
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--stories", "-3"], "--stories is -3, it must be 0 or more"),
+        (["--stories", "-3"], "--stories is -3, it must be from 0 to 100,000"),
         (["--figure", "found.jpeg2"], "its ending must be one of png, pdf, svg"),
         (["--source", "gone.txt"], "gone.txt does not exist"),
         (["--encoding", "cp1252"], "--encoding says how --source is read: give both or neither"),
@@ -212,20 +214,20 @@ def stop_after_step_2(run):
 
 
 def test_a_run_is_kept_unless_overwrite_is_said(run, capsys):
-    before = (run / "checkpoint.pt").read_bytes()
+    before = (run / "checkpoint.safetensors").read_bytes()
     assert "holds another run: continue it with --resume or" in error_of(
         capsys, "train", "--preset", "smoke", "--run", run
     )
-    assert (run / "checkpoint.pt").read_bytes() == before
+    assert (run / "checkpoint.safetensors").read_bytes() == before
     assert main(["train", "--preset", "smoke", "--run", str(run), "--overwrite", "--steps", "2"]) == 0
     assert load_checkpoint(run)["step"] == 2
 
 
 def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
-    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    before = {name: (run / name).read_bytes() for name in visible(run)}
     error_of(capsys, "train", "--preset", "smoke", "--run", run, "--overwrite", "--top-k", "9")
     error_of(capsys, "train", "--preset", "smoke", "--run", run, "--overwrite", "--source", run / "nothing.txt")
-    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+    assert {name: (run / name).read_bytes() for name in visible(run)} == before
 
 
 @pytest.mark.parametrize(
@@ -237,9 +239,9 @@ def test_a_wrong_option_leaves_the_old_run_alone(run, capsys):
         ),
         (["--seed", 2**64], "TrainConfig.seed is 18446744073709551616, it must be a whole number, 0 or more and below"),
         (["--seed", -1], "TrainConfig.seed is -1, it must be a whole number, 0 or more and below 2^63"),
-        (["--stories", 0], "n is 0, but the number of stories must be 1 or more"),
+        (["--stories", 0], "stories is 0, it must be a whole number from 1 to 100,000,000"),
         (["--top-k", 5], "K2Config.top_k is 5, it must be at most n_experts (4)"),
-        (["--lr", "nan"], "TrainConfig.lr is nan, it must be a number above 0"),
+        (["--lr", "nan"], "TrainConfig.lr is nan, it must be a finite number above 0"),
         (["--optimizer", "sgd"], "TrainConfig.optimizer is 'sgd', it must be one of muonclip, adamw"),
         (["--dropout", 0.1], "K2Config has no field 'dropout', its fields are"),
         (["--model", "nano", "--kv-lora-rank", 8], "NanoConfig has no field 'kv_lora_rank', its fi"),
@@ -261,9 +263,9 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys, run):
         assert message in error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "x", "--source", file)
     assert "there is no checkpoint" in error_of(capsys, "generate", "--run", tmp_path / "x")
     assert "there is no checkpoint at" in error_of(capsys, "train", "--run", tmp_path / "x", "--resume")
-    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
-    assert "is not a checkpoint or is cut off" in error_of(capsys, "generate", "--run", run)
-    assert "is not a checkpoint or is cut off" in error_of(capsys, "train", "--run", run, "--resume")
+    (run / "checkpoint.safetensors").write_bytes((run / "checkpoint.safetensors").read_bytes()[:5000])
+    assert "is damaged" in error_of(capsys, "generate", "--run", run)
+    assert "is damaged" in error_of(capsys, "train", "--run", run, "--resume")
 
 
 def test_bad_options_of_generate_are_one_clear_line(run, capsys):
@@ -285,14 +287,14 @@ def test_a_prompt_beyond_the_block_is_noted_in_one_line(run, capsys):
 def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_stories_are_loaded(run, tmp_path, capsys):
     """Its steps were computed first, and lost."""
     (tmp_path / "file").write_text("a file")
-    checkpoint = run / "checkpoint.pt"
+    checkpoint = run / "checkpoint.safetensors"
     for folder, options, message in (
         (tmp_path / "file", [], "file cannot be a folder to write to: it is a file"),
         (tmp_path / "file" / "below", ["--overwrite"], "below cannot be a folder to write to: "),
         (
-            tmp_path / "v1.pt",
+            tmp_path / "v1.safetensors",
             [],
-            f"v1.pt is the name of a checkpoint, a run needs that of a folder, such as {tmp_path}/v1",
+            f"v1.safetensors is the name of a checkpoint, a run needs that of a folder, such as {tmp_path}/v1",
         ),
         (checkpoint, ["--overwrite"], f"a run needs that of a folder, such as {run}"),
         (checkpoint, ["--resume"], f"a run needs that of a folder, such as {run}"),
@@ -304,13 +306,15 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_stories_are_loade
 
 
 def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, capsys, monkeypatch):
-    def full(path, file):
+    def full(path, write, keep=None):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(sealed, "write_atomically", full)  # of the checkpoint
     message = error_of(capsys, "train", "--preset", "smoke", "--run", tmp_path / "run")
-    assert message == f"error: {tmp_path / 'run' / 'checkpoint.pt'} could not be written: No space left on device"
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["loss.png"]
+    assert re.search(
+        r"No space left on device; checkpoint\.safetensors needs \d+ MB .* nothing is saved\. Make room", message
+    )
+    assert visible(tmp_path / "run") == ["loss.png"]
 
 
 def test_a_small_text_is_trained_and_too_small_a_one_names_the_cure(tmp_path, capsys):
@@ -321,13 +325,13 @@ def test_a_small_text_is_trained_and_too_small_a_one_names_the_cure(tmp_path, ca
     assert "126 training and 14 validation tokens" in capsys.readouterr().out
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert all(0 < row["val_loss"] < 20 for row in history["rows"])
-    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
     message = error_of(capsys, *options, "--tokenizer", "word", "--overwrite", "--block-size", 126)
     assert message == (
         "error: a block of 126 needs at least 127 training tokens and 2 to validate, there are 126 training and 14 "
         "validation tokens: take more text or a block of at most 125 (--block-size)"
     )
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
     assert main([*options, "--tokenizer", "word", "--overwrite", "--block-size", "125"]) == 0
 
 
@@ -339,6 +343,12 @@ def test_a_block_of_a_few_tokens_is_trained_to_the_told_story(tmp_path, capsys):
     assert "\nOnce upon a time" in captured.out and "block takes the last 3: it does not read 'Once'" in captured.err
 
 
+def test_evaluate_measures_some_of_the_built_in_stories_which_have_no_end(run, capsys, monkeypatch):
+    monkeypatch.setattr("utils.commands.BUILTIN_STORIES", 30)
+    assert main(["evaluate", "--run", str(run), "--source", "builtin", "--stories", "0"]) == 0
+    assert "stories: 30 built-in" in capsys.readouterr().out
+
+
 def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
     assert main(["generate", "--run", str(run), "--prompt", "zorblax", "--max-new-tokens", "3"]) == 0
     captured = capsys.readouterr()
@@ -347,9 +357,9 @@ def test_a_prompt_of_unknown_words_is_noted_in_one_line(run, capsys):
 
 
 def test_what_evaluate_cannot_do_is_said_before_anything_is_measured(run, capsys, monkeypatch):
-    monkeypatch.setattr("utils.__main__.load_model", lambda *_: pytest.fail("measured first"))
+    monkeypatch.setattr("utils.commands.load_model", lambda *_: pytest.fail("measured first"))
     for option, value, message in (
-        ("--stories", -3, "--stories is -3, it must be 0 or more"),
+        ("--stories", -3, "--stories is -3, it must be from 0 to 100,000"),
         ("--seed", 2**64, "seed is 18446744073709551616, it must be a whole number"),
         ("--seed", -1, "seed is -1, it must be a whole number"),
         ("--temperature", -1, "Sampling.temperature is -1.0, it must be 0 or more"),
@@ -684,7 +694,7 @@ def test_a_run_from_before_tokens_were_kept_goes_on_in_memory(large, monkeypatch
         assert main([*large, "--run", "runs/old"]) == 0
     state = load_checkpoint("runs/old")
     del state["training"]["recipe"]["tokens"]
-    torch.save(state, "runs/old/checkpoint.pt")
+    save_again("runs/old", state)
     assert main(["train", "--run", "runs/old", "--resume", "--steps", "7"]) == 0
     assert "tokens: " not in capsys.readouterr().out
     assert "leave out --tokens" in error_of(capsys, "train", "--run", "runs/old", "--resume", "--tokens", "x")

@@ -24,6 +24,7 @@ def test_nano_is_the_published_size():
     [
         ({"vocab_size": 1}, "NanoConfig.vocab_size is 1, it must be a whole number, 2 or more"),
         ({"n_layers": 0}, "n_layers is 0"),
+        ({"n_layers": 1001}, "n_layers is 1001, it must be a whole number, from 1 to 1,000"),
         ({"n_layers": 2.0}, "n_layers is 2.0, it must be a whole number"),
         ({"n_heads": True}, "n_heads is True"),
         ({"d_model": 100}, r"d_model is 100, it must be a multiple of n_heads \(8\)"),
@@ -133,7 +134,7 @@ def test_a_small_k2_keeps_the_shape_of_the_large_one():
     "changes, message",
     [
         ({"steps": 0}, "TrainConfig.steps is 0, it must be a whole number, 1 or more"),
-        ({"lr": 0}, "lr is 0, it must be a number above 0"),
+        ({"lr": 0}, "lr is 0, it must be a finite number above 0"),
         ({"lr": "fast"}, "lr is 'fast'"),
         ({"warmup": 1.5}, r"warmup is 1.5, it must be in \[0, 1\]"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1, it must be 0 or more"),

@@ -39,11 +39,13 @@ def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path, full
     """torch's zip writer hides the error of the disk behind one of its own, "unexpected pos"."""
     model = tiny_k2_model()
     save_checkpoint(tmp_path, model, 1)
-    full_disk(share * (tmp_path / "checkpoint.pt").stat().st_size)
-    with pytest.raises(OSError, match=r"checkpoint\.pt could not be written: No space left on device") as caught:
+    full_disk(share * (tmp_path / "checkpoint.safetensors").stat().st_size)
+    with pytest.raises(
+        OSError, match=r"checkpoint\.safetensors could not be written: No space left on device"
+    ) as caught:
         save_checkpoint(tmp_path, model, 2)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"] and load_model(tmp_path)[1] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"] and load_model(tmp_path)[1] == 1
 
 
 def test_a_text_on_a_full_disk_is_the_same_sentence(tmp_path, full_disk):

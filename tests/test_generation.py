@@ -39,13 +39,13 @@ LOGITS = [math.log(p) for p in (0.5, 0.25, 0.15, 0.1)]
     [
         ({}, [0.5, 0.25, 0.15, 0.1]),
         ({"temperature": 0}, [1, 0, 0, 0]),
-        ({"temperature": 1e-30}, [1, 0, 0, 0]),
+        ({"temperature": 1e-6}, [1, 0, 0, 0]),
         ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_k": 99}, [0.5, 0.25, 0.15, 0.1]),
         ({"top_p": 0.5}, [1, 0, 0, 0]),
         ({"top_p": 0.51}, [2 / 3, 1 / 3, 0, 0]),
-        ({"top_p": 1e-9}, [1, 0, 0, 0]),
+        ({"top_p": 1e-6}, [1, 0, 0, 0]),
         ({"min_p": 0.3}, [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
         ({"min_p": 1.0}, [1, 0, 0, 0]),
         ({"top_k": 3, "top_p": 0.8, "min_p": 0.4}, [2 / 3, 1 / 3, 0, 0]),
@@ -57,6 +57,13 @@ def test_each_setting_keeps_the_words_that_it_says(settings, expected):
 
 def test_top_k_keeps_k_words_even_when_some_are_equally_likely():
     assert after([1.0, 1.0, 1.0, 0.0], top_k=2).count_nonzero() == 2
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_one_word_that_is_kept_is_the_likeliest_even_where_a_softmax_sees_no_difference(settings):
+    logits = [0.0] * 7 + [1e-8, 0.0]
+    assert len(set(torch.tensor(logits).softmax(0).tolist())) == 1
+    assert after(logits, **settings).nonzero().tolist() == [[7]]
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])  # logits of any sign mean the same probabilities
@@ -193,7 +200,8 @@ def test_a_prompt_without_a_known_word_says_so_and_starts_a_story(model):
         ({"temperature": -0.1}, "temperature is -0.1, it must be 0 or more"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0, it must be None or a whole number, 1 or more"),
-        ({"top_p": 0}, r"top_p is 0, it must be in \(0, 1\]"),
+        ({"top_p": 0}, r"top_p is 0, it must be in \[1e-6, 1\]"),
+        ({"temperature": 1e-46}, r"temperature is 1e-46, it must be 0 or more \(from 1e-6 on\) and finite"),
         ({"top_p": 1.2}, "top_p is 1.2"),
         ({"min_p": -1}, "min_p is -1"),
         ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9, it must be 1 or more"),

@@ -30,7 +30,7 @@ from utils.bpe import PATTERNS, BPETokenizer
 from utils.config import KimiConfig
 from utils.decoding import Decoder
 from utils.generation import Sampling, generate, sample
-from utils.hf import export_hf, import_hf
+from utils.hf import SUMS, export_hf, import_hf
 from utils.hf_config import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN_FIXED
 from utils.merges import BYTES
 from utils.model import Kimi, count_parameters
@@ -55,6 +55,10 @@ SHAPES = {
     "YaRN of DeepSeek-V3": dict(
         qk_rope_head_dim=16, yarn_factor=40, yarn_original=512, yarn_beta_fast=32, block_size=20480, rope_theta=1e4
     ),
+    "YaRN in a context so short that its ramp goes backwards": dict(
+        qk_rope_head_dim=16, yarn_factor=4.0, yarn_original=1, block_size=64
+    ),
+    "odd widths": dict(kv_lora_rank=23, q_lora_rank=39, qk_nope_head_dim=15, v_head_dim=11, n_heads=3),
     "no shared expert": dict(n_shared_experts=0),
 }
 each_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -123,14 +127,22 @@ def difference(ours, theirs, x=None) -> float:
     return (a - b).abs().max().item()
 
 
+def changeable(model, folder):
+    """An export whose files may be changed: nothing says what they were."""
+    export_hf(model, folder)
+    (folder / SUMS).unlink()
+
+
 def edit(folder, **changes):
     """Change fields of config.json; None takes one out."""
+    (folder / SUMS).unlink(missing_ok=True)
     file = folder / "config.json"
     state = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({name: value for name, value in state.items() if value is not None}))
 
 
 def edit_tensors(folder, change):
+    (folder / SUMS).unlink(missing_ok=True)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -297,7 +309,7 @@ def test_nothing_in_the_folder_is_a_program_or_a_pickle(tmp_path):
     export_hf(story_model(), tmp_path / "deep" / "folder")
     names = {file.name for file in (tmp_path / "deep" / "folder").iterdir()}
     texts = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert names == texts | {"model.safetensors"}
+    assert names == texts | {"model.safetensors", SUMS}
     for name in texts:
         json.loads((tmp_path / "deep" / "folder" / name).read_text(encoding="utf-8"))
 
@@ -394,11 +406,15 @@ def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
     edit(tmp_path, rope_scaling=rope)
     assert import_hf(tmp_path).config.yarn_original == 20480
     assert difference(import_hf(tmp_path), oracle(tmp_path)) <= TOLERANCE
+    rope["original_max_position_embeddings"] = 512  # as transformers, the one outside goes before it
+    edit(tmp_path, rope_scaling=rope, original_max_position_embeddings=4096)
+    assert import_hf(tmp_path).config.yarn_original == 4096
+    assert difference(import_hf(tmp_path), oracle(tmp_path)) <= TOLERANCE
 
 
 def test_null_is_as_if_missing_where_transformers_takes_it_for_nothing_else(tmp_path):
     ours = random_model("YaRN of DeepSeek-V3")
-    export_hf(ours, tmp_path)
+    changeable(ours, tmp_path)
     file = tmp_path / "config.json"
     state = json.loads(file.read_text())
     nulls = ("hidden_act", "attention_bias", "tie_word_embeddings", "scoring_func", "topk_method", "moe_layer_freq",
@@ -438,7 +454,7 @@ def test_frequencies_that_lie_in_published_files_are_passed_over(tmp_path):
 @each_shape
 def test_experts_that_lie_in_one_tensor_are_read_as_transformers_reads_them(shape, ending, tmp_path):
     """As transformers 5 has them in memory: gate_up_proj and down_proj of all experts of a layer."""
-    export_hf(random_model(shape), tmp_path)
+    changeable(random_model(shape), tmp_path)
     theirs = independent_model(shape)
     tensors = {
         name + ending if ".experts." in name and "shared" not in name else name: tensor.contiguous()
@@ -520,7 +536,7 @@ def test_a_config_that_we_cannot_compute_is_named(changes, message, tmp_path):
 
 
 def test_null_means_no_latent_for_queries_but_all_heads_for_keys(tmp_path):
-    export_hf(random_model(), tmp_path)
+    changeable(random_model(), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"num_key_value_heads": 4', '"num_key_value_heads": null'))
     import_hf(tmp_path)  # null is as many as there are heads
@@ -551,7 +567,7 @@ TAKEN = [  # the right ones
 def yarn_folder(tmp_path_factory):
     """A model with every field that a config.json of ours can have, and its config.json."""
     folder = tmp_path_factory.mktemp("yarn")
-    export_hf(random_model("YaRN of Kimi K2"), folder)
+    changeable(random_model("YaRN of Kimi K2"), folder)
     state = json.loads((folder / "config.json").read_text())
     written = [(name,) for name in state]
     written += [(part, name) for part in ("rope_scaling", OWN) for name in state[part]]
@@ -594,6 +610,7 @@ DOWN = "model.layers.1.mlp.experts.3.down_proj.weight"
         (lambda t: t.update({DOWN: torch.ones(64, 33)}), rf"{DOWN} in .* shape \[64, 33\], .* must be \[64, 32\]"),
         (lambda t: t.update({DOWN: torch.ones(64, 32).to(torch.float8_e4m3fn)}), "is torch.float8_e4m3fn, it must be"),
         (lambda t: t.update({DOWN: torch.ones(64, 32, dtype=torch.int64)}), "is torch.int64, it must be torch.float32"),
+        (lambda t: t[DOWN].fill_(math.nan), rf"{DOWN} in .* holds numbers that are not finite"),
         (lambda t: t.update({DOWN + "_scale_inv": torch.ones(1, 1)}), "weight_scale_inv: weights in fp8 must be"),
         (lambda t: t.update({"model.layers.1.mlp.experts.8.down_proj.weight": torch.ones(1)}), r"experts\.8\.down"),
         (lambda t: t.update({"lm_head.bias": torch.ones(97)}), r"has the tensor lm_head\.bias, which .* must not have"),
@@ -603,6 +620,33 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
     export_hf(random_model(), tmp_path)
     edit_tensors(tmp_path, change)
     with pytest.raises(ValueError, match=message):
+        import_hf(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_a_file_of_an_export_that_was_changed_is_seen(name, tmp_path):
+    export_hf(story_model(), tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not the file that was exported with the others"):
+        import_hf(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "", 3, "a/b.safetensors", "a\\b"])
+def test_an_index_that_points_elsewhere_is_refused(name, tmp_path):
+    changeable(random_model(), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"norm.weight": name}}))
+    with pytest.raises(ValueError, match="it must be a plain name, without a folder"):
+        import_hf(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers"])
+def test_more_layers_or_experts_than_there_are_tensors_are_refused_at_once(field, tmp_path):
+    export_hf(random_model(), tmp_path)
+    edit(tmp_path, **{field: 900})
+    with pytest.raises(ValueError, match=rf"{field} is 900 in .*config.json, its files have \d+ tensors"):
         import_hf(tmp_path)
 
 
@@ -616,7 +660,7 @@ def test_a_config_of_enormous_size_is_refused_before_memory_is_taken(tmp_path):
 def test_what_is_missing_or_broken_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*gone.config\.json"):
         import_hf(tmp_path / "gone")
-    export_hf(random_model(), tmp_path)
+    changeable(random_model(), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file or is cut off"):
@@ -631,7 +675,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 
 
 def test_only_a_tokenizer_of_ours_is_taken_for_one(tmp_path):
-    export_hf(story_model(), tmp_path)
+    changeable(story_model(), tmp_path)
     file = tmp_path / "tokenizer.json"
     ours = json.loads(file.read_text(encoding="utf-8"))
     other = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -818,6 +862,7 @@ def test_a_bpe_model_comes_back_with_its_tokenizer(bpe_pair, tmp_path):
     model.tokenizer = ours
     export_hf(model, tmp_path)
     assert import_hf(tmp_path).tokenizer.to_dict() == ours.to_dict()
+    (tmp_path / SUMS).unlink()
     file = tmp_path / "tokenizer.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     for change in ({"decoder": None}, {"added_tokens": []}, {"added_tokens": None}, {"normalizer": {"type": "NFC"}}):

@@ -233,6 +233,24 @@ def test_blocks_computed_again_in_the_backward_give_the_same_gradients(architect
 
 
 @every_architecture
+def test_the_textbooks_form_can_be_exported_as_a_graph(architecture):
+    quick = TINY_MODELS[architecture]().eval()
+    model = Kimi(quick.config, fast=False).eval()
+    model.load_state_dict(quick.state_dict())
+    tokens = random_tokens(2, 9)
+    graph = torch.export.export(model, (tokens,)).module()
+    other = random_tokens(2, 9, seed=1)
+    torch.testing.assert_close(graph(other), quick(other))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+@every_architecture
+def test_an_input_without_tokens_is_named(architecture, shape):
+    with pytest.raises(ValueError, match=rf"tokens has the shape \({shape[0]}, {shape[1]}\), it must be \(B, T\)"):
+        TINY_MODELS[architecture]()(torch.zeros(shape, dtype=torch.int64))
+
+
+@every_architecture
 def test_too_long_an_input_names_the_block_size(architecture):
     model = TINY_MODELS[architecture]()
     with pytest.raises(ValueError, match="17 positions were asked for, the block size is 16"):

@@ -462,6 +462,8 @@ def test_a_run_orthogonalises_in_bf16_where_its_matmuls_do(number_format, in_bf1
 def test_muon_is_for_matrices():
     with pytest.raises(ValueError, match=r"Muon is for matrices, it got a parameter of shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match=r"Muon is for matrices, it got a parameter of shape \(0, 4\)"):
+        Muon([torch.nn.Parameter(torch.ones(0, 4))])
     with pytest.raises(ValueError, match=r"Muon's momentum is 1.0, it must be in \[0, 1\)"):
         Muon([torch.nn.Parameter(torch.ones(2, 2))], momentum=1.0)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers import TINY_MODELS, every_architecture, storyteller
+from tests.helpers import TINY_MODELS, every_architecture, save_again, storyteller
 from utils import device, run_state, training
 from utils.__main__ import main
 from utils.checkpoint import checkpoint_file, load_checkpoint, load_model, save_checkpoint
@@ -39,7 +39,7 @@ def test_a_run_in_fp16_is_not_resumed_on_a_cpu(job, tmp_path):
     train(*job(), SHORT, tmp_path)
     state = load_checkpoint(tmp_path)
     state["training"]["number_format"] = "fp16"
-    torch.save(state, checkpoint_file(tmp_path))
+    save_again(tmp_path, state)
     with pytest.raises(ValueError, match="number_format is 'fp16', on a CPU it must be auto, fp32 or bf16"):
         train(*job(), SHORT, tmp_path, resume=True)
 
@@ -58,10 +58,10 @@ def test_a_step_that_fp16_leaves_out_moves_nothing(job, monkeypatch):
     norms, biases = [], []
     count_step = run_state.RunState.count_step
 
-    def spy(run, loss, norm):
+    def spy(run, loss, norm, record):
         norms.append(norm.item())
         biases.append(torch.stack([router.expert_bias for router in run.model.routers()]).clone())
-        return count_step(run, loss, norm)
+        return count_step(run, loss, norm, record)
 
     monkeypatch.setattr(run_state.RunState, "count_step", spy)
     model, data = job(bias_rate=0.01)

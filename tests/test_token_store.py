@@ -20,6 +20,7 @@ from utils.config import TrainConfig
 from utils.corpus import Corpus
 from utils.data import TokenData
 from utils.grammar import builtin_stories
+from utils.sources.read import NOT_TEXT
 from utils.stories import load_stories
 from utils.token_store import TokenStore
 from utils.token_workers import HELD_OUT, Workers, held_out
@@ -68,6 +69,7 @@ def store_of(home: Path, corpus: Corpus, tok=TOK) -> TokenStore:
 
 def in_memory(tok=TOK, stories=STORIES) -> TokenData:
     """What the store has to hold, by the way that existed before it."""
+    stories = [NOT_TEXT.sub("", story) for story in stories]
     parts = {part: [s for s in stories if held_out(s) == part] for part in (False, True)}
     return TokenData.from_stories(parts[False], tok, validation=parts[True])
 

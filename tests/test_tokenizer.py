@@ -415,6 +415,14 @@ def test_a_saved_tokenizer_loads_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["tok.json"]  # no temporary file stays
 
 
+def test_a_changed_word_in_a_saved_tokenizer_is_seen(tmp_path):
+    path = tmp_path / "tok.json"
+    tokenizer_for("the cat").save(path)
+    path.write_text(path.read_text().replace('"cat"', '"bat"'))
+    with pytest.raises(ValueError, match=r"tok\.json is damaged: its values are not those that were written"):
+        WordTokenizer.load(path)
+
+
 def test_a_save_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
     tok, path = tokenizer_for("old"), tmp_path / "tok.json"
     tok.save(path)
@@ -463,7 +471,7 @@ GOOD = {"type": "WordTokenizer", "version": 1, "words": [UNK, EOS, "a"]}
         (json.dumps(GOOD)[:-5].encode(), ""),  # truncated
         (b"\xff\xfe\x00", ""),
         (b"[" * 100_000, ""),
-        (b"[1, 2]", "must be a dict"),
+        (b"[1, 2]", "must be a JSON object"),
         (b'{"words": []}', "type 'WordTokenizer'"),
         (json.dumps({**GOOD, "version": 3}).encode(), "version is 3, it must be 1 or 2"),
         (json.dumps({**GOOD, "written": ["A"]}).encode(), "written must be a dict"),

@@ -15,7 +15,6 @@ Kimi K2, https://huggingface.co/moonshotai/Kimi-K2-Instruct (its pattern, and it
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -25,7 +24,7 @@ import regex
 
 from utils import merges
 from utils.detokenizer import EOS, ByteDetokenizer, token_of
-from utils.files import write_text
+from utils.files import read_checked, write_checked, write_text
 
 # How a text is cut before its bytes are joined: no token reaches from one pre-token into the next.
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"  # letters that can begin a word, or make up one of capitals
@@ -198,15 +197,14 @@ class BPETokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON to `path`; a file already there is replaced in one step, never left half written."""
-        write_text(path, json.dumps(self.to_dict()))
+        write_checked(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> BPETokenizer:
         """Read what `save` wrote. Raises FileNotFoundError without a file, ValueError if it holds something else."""
-        content = Path(path).read_bytes()
         try:
-            return cls.from_dict(json.loads(content.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
+            return cls.from_dict(read_checked(path))
+        except ValueError as error:
             raise ValueError(f"{path} is not a saved BPETokenizer: {error}") from error
 
     def save_ranks(self, path: str | os.PathLike) -> None:
@@ -222,6 +220,8 @@ class BPETokenizer:
 
         Raises FileNotFoundError without a file, ValueError for a line that is not a token and its rank.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
         ranks = {}
         for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
             try:

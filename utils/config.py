@@ -15,7 +15,7 @@ ARCHITECTURES = ("nano", "k2")
 OPTIMIZERS = ("muonclip", "adamw")
 ABOVE_0 = "a finite number above 0", lambda value: 0 < value < math.inf
 POSITIVE = "a number above 0", lambda value: value > 0
-FROM_0 = "0 or more", lambda value: 0 <= value < math.inf
+FROM_0 = "0 or more and finite", lambda value: 0 <= value < math.inf
 SHARE = "in [0, 1]", lambda value: 0 <= value <= 1
 
 
@@ -33,7 +33,7 @@ class KimiConfig:
     block_size: int = whole(256, "T: tokens in one window, the most that the model sees at once")
     d_model: int = whole(512, "D: width of the residual stream")
     n_heads: int = whole(8, "H: attention heads")
-    n_layers: int = whole(6, "L: blocks of attention and experts")
+    n_layers: int = whole(6, "L: blocks of attention and experts", most=1000)
     d_ff: int = whole(1024, "F: hidden width of one expert")
     n_experts: int = whole(4, "E: experts in each layer")
     top_k: int = whole(2, "K: experts that compute for each token")
@@ -195,13 +195,13 @@ class TrainConfig:
     batch_size: int = whole(32, "windows of tokens in one forward pass")
     block_size: int = whole(256, "T: tokens in one window, at most the model's")
     accumulation: int = whole(1, "forward passes whose gradients make one step")
-    lr: float = real(2e-3, "peak learning rate", *POSITIVE)
+    lr: float = real(2e-3, "peak learning rate", *ABOVE_0)
     warmup: float = real(0.02, "share of the steps, the first, in which the rate rises from zero", *SHARE)
     decay: float = real(0.5, "share of the steps, the last, in which the rate falls along a cosine", *SHARE)
     final_lr: float = real(0.1, "rate at the end of the cosine, as a share of the peak", *SHARE)
     optimizer: str = choice("muonclip", "muonclip or adamw", OPTIMIZERS)
     tau: float = real(100.0, "largest head logit that QK-Clip of muonclip lets stand, inf switches it off", *POSITIVE)
-    weight_decay: float = real(0.1, "decoupled weight decay", "0 or more", lambda value: value >= 0)
+    weight_decay: float = real(0.1, "decoupled weight decay", *FROM_0)
     clip_norm: float = real(1.0, "largest global norm of the gradient", *POSITIVE)
     eval_interval: int = whole(100, "steps between two validation losses")
     eval_batches: int = whole(8, "batches in one validation loss during training")

@@ -30,14 +30,14 @@ class Sampling:
     """
 
     temperature: float = real(
-        0.8, "0 takes the likeliest word, 1 the model's own probabilities", "0 or more",
-        lambda value: 0 <= value < math.inf, slider=(0.0, 2.0, 0.05),
+        0.8, "0 takes the likeliest word, 1 the model's own probabilities", "0 or more (from 1e-6 on) and finite",
+        lambda value: value == 0 or 1e-6 <= value < math.inf, slider=(0.0, 2.0, 0.05),
     )  # fmt: skip
     top_k: int | None = whole(None, "keep the k likeliest words; none: all", optional=True, slider=(0, 200, 1))
     # arXiv 1904.09751
     top_p: float = real(
-        1.0, "keep the likeliest words that reach this probability together", "in (0, 1]",
-        lambda value: 0 < value <= 1, slider=(0.05, 1.0, 0.05),
+        1.0, "keep the likeliest words that reach this probability together", "in [1e-6, 1]",
+        lambda value: 1e-6 <= value <= 1, slider=(0.05, 1.0, 0.05),
     )  # fmt: skip
     # arXiv 2407.01082
     min_p: float = real(
@@ -61,12 +61,14 @@ class Sampling:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         # the largest logit becomes 0 first, so that no temperature is too small to divide by
         p = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(dim=-1)  # (B, V)
+        # words are ranked by logits, of which a softmax may round two to the same probability
         if self.top_k is not None and self.top_k < p.shape[-1]:
-            top = p.topk(self.top_k)
-            p = torch.zeros_like(p).scatter(-1, top.indices, top.values)
+            index = logits.topk(self.top_k).indices  # (B, K)
+            p = torch.zeros_like(p).scatter(-1, index, p.gather(-1, index))
             p = p / p.sum(dim=-1, keepdim=True)
         if self.top_p < 1:
-            ordered, index = p.sort(dim=-1, descending=True, stable=True)  # (B, V)
+            index = logits.argsort(dim=-1, descending=True, stable=True)  # (B, V)
+            ordered = p.gather(-1, index)
             reached_before = ordered.cumsum(dim=-1) - ordered  # by the likelier ones
             p = torch.zeros_like(p).scatter(-1, index, ordered * (reached_before < self.top_p))
         if self.min_p > 0:

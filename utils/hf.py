@@ -11,20 +11,26 @@ tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from utils.files import json_part, read_json, refuse_unwritable, write_atomically
+from utils.config import KimiConfig
+from utils.files import json_part, read_json, refuse_unwritable, sha256_of, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
-from utils.hf_tokenizer import read_tokenizer, tokenizer_files
+from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.model import Kimi
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SUMS = "SHA256SUMS"  # of the other files, as sha256sum writes and checks it
 COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
 FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +62,7 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
     if model.head.weight is model.embedding.weight:  # tied: safetensors takes no memory twice
         tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
     files[WEIGHTS] = save(tensors, {"format": "pt"})
+    files[SUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
     for name, content in files.items():
         write_atomically(Path(folder) / name, lambda file, content=content: file.write(content))
 
@@ -67,11 +74,14 @@ def import_hf(folder: str | Path) -> Kimi:
     (num_nextn_predict_layers) are left out, as transformers does.
 
     Raises FileNotFoundError where a file is missing, and ValueError for whatever this project cannot compute in the
-    same way: it names the field or tensor, its value and what is allowed.
+    same way: it names the field or tensor, its value and what is allowed. An export of ours has checksums, and is
+    refused where a file is not the one that was written with the others.
     """
     folder = Path(folder)
+    _check_sums(folder)
     state = read_json(folder / CONFIG)
     config = read_config(state, folder / CONFIG)
+    _refuse_more_than_is_there(config, n_second_heads(state, folder / CONFIG), folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = _tensors(Kimi(config))
     n_second = n_second_heads(state, folder / CONFIG)
@@ -86,6 +96,8 @@ def import_hf(folder: str | Path) -> Kimi:
     for name, tensor in _tensors(model).items():
         tensor.copy_(weights[name])
     model.tokenizer = read_tokenizer(folder)
+    if model.tokenizer is None and (folder / TOKENIZER).is_file():
+        warnings.warn(f"{folder / TOKENIZER} is not one of ours: the model has no tokenizer", stacklevel=2)
     if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
     return model.eval()
@@ -132,21 +144,70 @@ def named_as_published(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> d
     return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the one file, or of the shards that an index names."""
+def _check_sums(folder: Path) -> None:
+    """Raise ValueError where a file of an export is not the one that was written."""
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        file = folder / _plain_name(name, SUMS)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}, which {SUMS} lists")
+        if sha256_of(file) != digest:
+            raise ValueError(f"{file} is not the file that was exported with the others: it was damaged or changed (if "
+                             f"you meant to change it, delete {SUMS})")  # fmt: skip
+
+
+def _plain_name(name: object, where: str) -> str:
+    """The name of a file in the folder itself. Raises ValueError for any other path."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ValueError(f"{where} names the file {name!r:.100}, it must be a plain name, without a folder")
+    return name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file of weights, or the shards that an index names."""
     files = [folder / WEIGHTS]
     if not files[0].is_file() and (folder / INDEX).is_file():
         shards = json_part(read_json(folder / INDEX), "weight_map").values()
-        files = [folder / str(name) for name in sorted(set(shards))]
-    weights = {}
+        files = [folder / name for name in sorted({_plain_name(shard, INDEX) for shard in shards})]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
-        try:
+    return files
+
+
+def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) -> None:
+    """Raise ValueError where config.json counts more layers or experts than the files have tensors for.
+
+    Only their headers are read: so many layers need not even be described.
+    """
+    shapes = []
+    for file in _weight_files(folder):
+        with _refused(file), safe_open(file, "pt") as opened:
+            shapes += [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+    most = {name: len(shapes) for name in ("num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers")}
+    most["n_routed_experts"] = max([len(shapes), *(shape[0] for shape in shapes if len(shape) == 3)])  # in one tensor
+    for name, value in zip(most, (config.n_layers, config.n_experts, n_second), strict=True):
+        if value > most[name]:
+            raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    weights = {}
+    for file in _weight_files(folder):
+        with _refused(file):
             weights |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no safetensors file or is cut off ({error})") from error
     return weights
+
+
+@contextlib.contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """In it, what is wrong with a file of weights is a ValueError that names it."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no safetensors file or is cut off ({error})") from error
 
 
 def _separate_experts(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -179,6 +240,8 @@ def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Ten
             raise ValueError(f"{name} in {folder} has the shape {shape}, by config.json it must be {right}")
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name} in {folder} is {tensor.dtype}, it must be {' or '.join(map(str, DTYPES))}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} in {folder} holds numbers that are not finite")
     for name in wanted:
         if name not in weights:
             raise ValueError(f"{folder} has no tensor {name}, by config.json it must have one")

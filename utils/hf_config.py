@@ -23,10 +23,8 @@ FIELDS = dict(
     first_k_dense="first_k_dense_replace", dense_ff="intermediate_size", n_shared_experts="n_shared_experts",
     n_group="n_group", topk_group="topk_group", routed_scaling_factor="routed_scaling_factor", norm_eps="rms_norm_eps",
 )  # fmt: skip
-YARN = dict(
-    yarn_factor="factor", yarn_original="original_max_position_embeddings", yarn_beta_fast="beta_fast",
-    yarn_beta_slow="beta_slow",
-)  # fmt: skip
+ORIGINAL = "original_max_position_embeddings"
+YARN = dict(yarn_factor="factor", yarn_original=ORIGINAL, yarn_beta_fast="beta_fast", yarn_beta_slow="beta_slow")
 # What a config.json without the field means to transformers.
 DEFAULTS = KimiConfig.deepseek_v3(block_size=4096, yarn_factor=1.0)
 # What this project computes in one way only. With YaRN, the two 1.0 give the softmax scale of `attention`.
@@ -91,7 +89,8 @@ def read_config(state: dict, file: Path) -> KimiConfig:
         for name, allowed in {**YARN_FIXED, "attention_factor": None}.items():
             check(rope, name, None, allowed)
         check(rope, "truncate", True, True)
-        rope.setdefault("original_max_position_embeddings", values["block_size"])
+        rope.setdefault(ORIGINAL, values["block_size"])
+        rope[ORIGINAL] = given.get(ORIGINAL, rope[ORIGINAL])  # transformers gives that of the whole file priority
         rope.setdefault("factor", None)  # nobody's default
         values |= {ours: rope.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in YARN.items()}
     own = {name: getattr(DEFAULTS, name) for name in ("balance_coef", "bias_rate")} | json_part(state, OWN)

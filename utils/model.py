@@ -174,6 +174,8 @@ class Kimi(nn.Module):
         self, tokens: torch.Tensor, cache: list[KVCache] | None = None, record: Record | None = None
     ) -> torch.Tensor:
         """tokens (B, T) -> what the head reads, (B, T, D)."""
+        if not tokens.numel():
+            raise ValueError(f"tokens has the shape {tuple(tokens.shape)}, it must be (B, T) with at least one token")
         n_new = tokens.shape[1]
         end = n_new + (cache[0].length if cache else 0)
         if end > self.config.block_size:

@@ -154,7 +154,7 @@ class Muon(ClippingOptimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         self.orthogonalise = orthogonalise
         for p in (p for group in self.param_groups for p in group["params"]):
-            if p.ndim < 2:
+            if p.ndim < 2 or not p.numel():
                 raise ValueError(f"Muon is for matrices, it got a parameter of shape {tuple(p.shape)}")
 
     def update_group(self, group: dict, params: list[torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from shlex import quote
 
 from utils.config import NUMBER_FORMATS, K2Config, NanoConfig, TrainConfig
 from utils.generation import Sampling
@@ -12,6 +13,16 @@ from utils.settings import defaults_of, settings_of
 from utils.vocabulary import TOKENIZERS
 
 PROMPT = "Once upon a time"
+
+
+def a_name(text: str) -> str:
+    """A file or folder that was given; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("a name is empty")
+    return text
+
+
+DIR, FILE, PATH = (dict(type=a_name, metavar=name) for name in ("DIR", "FILE", "PATH"))
 
 
 class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -30,6 +41,8 @@ def build_parser(commands_of: dict[str, Callable[[argparse.Namespace], int]]) ->
         "generate": (_add_generate, "tell a story with a trained model"),
         "evaluate": (_add_evaluate, "measure a trained model"),
         "export": (_add_export, "write a trained model for transformers"),
+        "convert": (_add_folder, "bring an old checkpoint (checkpoint.pt) into the form of today"),
+        "restore": (_add_folder, "take the checkpoint before the newest, which is damaged"),
     }.items():
         command = commands.add_parser(name, help=text)
         command.set_defaults(command=commands_of[name])
@@ -44,7 +57,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", choices=PRESETS, help="k2, the small Kimi K2, or nano, the simple first model "
                         "(default: k2)")  # fmt: skip
-    parser.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/PRESET, runs/nano-PRESET)")
+    parser.add_argument("--run", **DIR, help="folder of the run (default: runs/PRESET, runs/nano-PRESET)")
+    parser.add_argument("--copy-to", **DIR, help="a second folder that gets every checkpoint, such as one on "
+                        "Google Drive; with --resume the run is taken from there where DIR of --run has none "
+                        "(default: none)")  # fmt: skip
     _add_texts(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
@@ -73,7 +89,7 @@ def _add_sources(parser: argparse.ArgumentParser, default: str) -> None:
     """Where texts are and how they are read; `default` says which are taken without --source."""
     texts = {
         "--source": dict(
-            action="append", metavar="PATH",
+            action="append", **PATH,
             help="texts: a file (plain, .md, .csv, .tsv, .json, .jsonl, .parquet, each also .gz or .zst), a folder, a "
             f"glob, hub, hub:OWNER/NAME or builtin; may be given again (default: {default})",
         ),
@@ -97,7 +113,7 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     _add_sources(parser, "$TINYSTORIES_PATH, else the hub, else builtin")
     texts = {
         "--tokens": dict(
-            metavar="DIR", help="folder in which more than 100,000 stories are kept as tokens, once for all runs "
+            **DIR, help="folder in which more than 100,000 stories are kept as tokens, once for all runs "
             "(default: runs/tokens)",
         ),
         "--tokenizer": dict(
@@ -118,6 +134,11 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def quoted(text: str) -> str:
+    """`text` as one word of a command line, in double quotes where any shell takes them."""
+    return f'"{text}"' if set(text) & set(" '") and not set(text) & set('"$`\\!') else quote(text)
+
+
 def _defaults(architecture: str) -> list[dict]:
     """Every option's value in smoke, laptop and colab, in this order."""
     shape = defaults_of({"nano": NanoConfig, "k2": K2Config}[architecture])
@@ -134,7 +155,7 @@ def _shown(values: list) -> str:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = WithDefaults
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--run", **DIR, required=True, help="folder of a finished run")
     parser.add_argument("--prompt", default=PROMPT, help="how the story begins")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="longest continuation, in words and signs")
     parser.add_argument("--seed", type=int, help="the same seed tells the same story; none: another every time")
@@ -146,16 +167,20 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = WithDefaults
     parser.add_argument(
-        "--run", metavar="DIR", required=True, action="append", help="folder of a run; may be given again, to compare"
+        "--run", **DIR, required=True, action="append", help="folder of a run; may be given again, to compare"
     )
     _add_sources(parser, "the validation texts of each run")
     parser.add_argument("--stories", type=int, default=200, help="stories to tell and judge")
     parser.add_argument("--temperature", type=float, default=0.8, help="temperature of those stories")
     parser.add_argument("--seed", type=int, default=0, help="seed of those stories")
-    parser.add_argument("--json", metavar="FILE", help="write every figure to it")
-    parser.add_argument("--figure", metavar="FILE", help="draw the runs side by side, as PNG, PDF or SVG")
+    parser.add_argument("--json", **FILE, help="write every figure to it")
+    parser.add_argument("--figure", **FILE, help="draw the runs side by side, as PNG, PDF or SVG")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="DIR", required=True, help="folder of a finished run of k2")
-    parser.add_argument("--to", metavar="DIR", required=True, help="folder for the model's files")
+    parser.add_argument("--run", **DIR, required=True, help="folder of a finished run of k2")
+    parser.add_argument("--to", **DIR, required=True, help="folder for the model's files")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", **DIR, required=True, help="folder of the run")

@@ -58,7 +58,8 @@ def rotary_frequencies(config: K2Config) -> torch.Tensor:
 
     low = max(math.floor(pair_with(config.yarn_beta_fast)), 0)
     high = min(math.ceil(pair_with(config.yarn_beta_slow)), width - 1)
-    ramp = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
+    # as in DeepSeek's and transformers' code, wherever the two ends come to lie: models were trained with it
+    ramp = ((pair - low) / (high - low or 0.001)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / config.yarn_factor * ramp
 
 

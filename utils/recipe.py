@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from utils.checkpoint import load_checkpoint
 from utils.config import K2Config, KimiConfig, NanoConfig, TrainConfig, from_dict
 from utils.corpus import Corpus, first_texts, usual_source
 from utils.data import TokenData, split_texts
-from utils.files import read_json, write_text
+from utils.files import check_kinds, read_checked, write_checked
+from utils.memory import refuse_too_large
 from utils.model import Kimi
 from utils.presets import PRESETS
 from utils.sources.read import READING, How
@@ -37,8 +37,13 @@ MODEL_FIELDS = {field.name for config in (NanoConfig, K2Config) for field in fie
 TRAIN_FIELDS = {field.name for field in fields(TrainConfig)}
 RECIPE_FIELDS = MODEL_FIELDS | TRAIN_FIELDS | TEXT_FIELDS.keys() | {"stories", "min_count", "tokens"}
 
+KINDS = {
+    "architecture": str, "source": str | list | None, "stories": int, "min_count": int, "model": dict, "training": dict,
+}  # fmt: skip
+
 IN_MEMORY = 100_000  # a run on more stories keeps their tokens on disk
 SAMPLE_CHARACTERS = 32_000_000  # and its tokenizer is of the first IN_MEMORY stories, or of so many characters
+MOST_STORIES = 100_000_000  # the built-in grammar would tell for ever
 FEW = 10_000  # fewer texts than this are split by a draw, in memory
 MOST_WORKERS = 4  # more would wait for the one process that reads, and take 512 MB together
 
@@ -54,11 +59,14 @@ def new_recipe(architecture: str, preset: str, source: str | list[str] | None = 
     if unknown := sorted(set(changes) - RECIPE_FIELDS):
         raise ValueError(f"a recipe has no {unknown[0]!r}, it must be one of {', '.join(sorted(RECIPE_FIELDS))}")
     training = {name: value for name, value in changes.items() if name in TRAIN_FIELDS}
+    stories = changes.get("stories", chosen.stories)
+    if not 1 <= stories <= MOST_STORIES:
+        raise ValueError(f"stories is {stories}, it must be a whole number from 1 to {MOST_STORIES:,}")
     return {
         "architecture": architecture,
         "preset": preset,
         "source": source,
-        "stories": changes.get("stories", chosen.stories),
+        "stories": stories,
         "min_count": changes.get("min_count", chosen.min_count),
         "tokens": changes.get("tokens", "runs/tokens"),
         **{name: changes.get(name, default) for name, default in TEXT_FIELDS.items()},
@@ -73,7 +81,9 @@ def read_recipe(run: str | Path) -> dict:
     recipe = training.get("recipe")
     if recipe is None:
         raise ValueError(f"{run} was trained without recipe=...: it does not say how its stories are loaded")
-    return {**TEXT_FIELDS, **recipe, "training": training["config"]}
+    recipe = {**TEXT_FIELDS, **recipe, "training": training.get("config")}
+    check_kinds(recipe, KINDS, f"the recipe of {run}: ")
+    return recipe
 
 
 def load_split(recipe: dict) -> tuple[list[str], list[str]]:
@@ -129,7 +139,7 @@ def _load_stored(recipe: dict, tok: Tokenizer | None) -> tuple[Tokenizer, TokenD
     wanted = [recipe.get(name) for name in ("tokenizer", "vocab_size", "min_count")]
     made_before = home / f"tokenizer-{key_of([texts, wanted])}.json"
     if tok is None and made_before.is_file():
-        tok = tokenizer_from_dict(read_json(made_before))
+        tok = tokenizer_from_dict(read_checked(made_before))
     if tok is not None:
         store = TokenStore(home, texts, tok)
         if data := store.open():
@@ -149,7 +159,7 @@ def _load_stored(recipe: dict, tok: Tokenizer | None) -> tuple[Tokenizer, TokenD
     print(f"tokens: kept on disk, as for more than {IN_MEMORY:,} stories, in {store.folder} (processes: {n_workers})")
     data = store.fill(train, val, n_workers)
     with store.alone():  # not beside another rank
-        write_text(made_before, json.dumps(tok.to_dict()))
+        write_checked(made_before, tok.to_dict())
     print(f"tokens: {store.describe()}")
     return tok, data
 
@@ -185,7 +195,8 @@ def build(recipe: dict, device: str | torch.device = "cpu", run: str | Path | No
     """
     config = from_dict(TrainConfig, recipe["training"])
     # an impossible model is told before the stories are loaded
-    KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
+    least = KimiConfig.small(recipe["architecture"], 2, **recipe["model"])
+    refuse_too_large(least, torch.device(device))
     tok = None if run is None else tokenizer_from_dict(load_checkpoint(run)["tokenizer"])
     tok, data = load_tokens(recipe, tok)
     shape = KimiConfig.small(recipe["architecture"], len(tok), **recipe["model"])

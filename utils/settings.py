@@ -7,9 +7,12 @@ declarations for their options, help texts and sliders.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
+
+FP32_MAX = 3.4028234663852886e38  # weights are computed in fp32: a setting beyond would be infinite there
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,23 @@ class Setting:
         if value is None:
             return self.optional
         types = (int, float) if self.kind is float else self.kind
-        is_number = not isinstance(value, bool) and value == value  # neither True nor NaN
-        return isinstance(value, types) and is_number and self.holds(value)
+        if not isinstance(value, types) or isinstance(value, bool):
+            return False
+        if self.kind is float and not (abs(value) <= FP32_MAX or value == math.inf):  # not NaN either
+            return False
+        return self.holds(value)
 
 
 def _declare(default, setting: Setting):
     return dataclasses.field(default=default, metadata={"setting": setting})
 
 
-def whole(default=MISSING, help: str = "", least: int = 1, **more):
-    """A field for a whole number, `least` or more; torch has no sizes from 2^63 on."""
-    allowed = f"a whole number, {least} or more and below 2^63"
-    if more.get("optional"):
-        allowed = f"None or {allowed}"
-    return _declare(default, Setting(int, help, allowed, lambda value: least <= value < 2**63, **more))
+def whole(default=MISSING, help: str = "", least: int = 1, most: int | None = None, **more):
+    """A field for a whole number from `least` to `most`, else as far as torch has sizes."""
+    allowed = f"{least} or more and below 2^63" if most is None else f"from {least} to {most:,}"
+    allowed = f"{'None or ' if more.get('optional') else ''}a whole number, {allowed}"
+    limit = 2**63 if most is None else most + 1
+    return _declare(default, Setting(int, help, allowed, lambda value: least <= value < limit, **more))
 
 
 def real(default, help: str, allowed: str, holds: Callable[[float], bool], **more):

@@ -25,7 +25,7 @@ from utils.files import read_json, write_text
 from utils.token_workers import HELD_OUT, Encoded, Workers, token_type
 from utils.tokenizer import BPETokenizer, WordTokenizer
 
-FORM = 1  # of the folder: another form is another store
+FORM = 2  # of the folder: another form is another store
 BLOCK_CHARACTERS, BLOCK_TEXTS = 1 << 20, 10_000  # a block ends at either
 PIECE = 1 << 22  # bytes that are read from a file at a time
 

@@ -11,18 +11,16 @@ leaves no word unknown but needs far more data than a course has.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 
 from utils.bpe import BPETokenizer
 from utils.detokenizer import EOS, SPECIALS, UNK, Detokenizer, is_word
-from utils.files import write_text
+from utils.files import read_checked, write_checked
 
 __all__ = ["EOS", "SPECIALS", "UNK", "BPETokenizer", "Detokenizer", "WordTokenizer", "tokenizer_from_dict"]
 
@@ -181,7 +179,7 @@ class WordTokenizer:
 
         Raises OSError if the folder is missing or not writable.
         """
-        write_text(path, json.dumps(self.to_dict()))
+        write_checked(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> WordTokenizer:
@@ -189,10 +187,9 @@ class WordTokenizer:
 
         Raises FileNotFoundError without a file, ValueError if it holds something else.
         """
-        content = Path(path).read_bytes()
         try:
-            return cls.from_dict(json.loads(content.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
+            return cls.from_dict(read_checked(path))
+        except ValueError as error:
             raise ValueError(f"{path} is not a saved WordTokenizer: {error}") from error
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,21 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from utils.checkpoint import FILE_NAME, checkpoint_file, load_checkpoint
+from utils.accessories import Accessories, patient_output
+from utils.checkpoint import holds_run, load_checkpoint
 from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.device import autocast, fork_rng, pick_number_format
 from utils.fast.newton_schulz import orthogonalise
-from utils.files import refuse_unwritable
 from utils.interrupt import StopRequest
+from utils.keeping import Keeper
+from utils.memory import refuse_too_much, told_out_of_memory
+from utils.mirror import Mirror, take_copy
 from utils.model import Kimi, eval_view
 from utils.muonclip import AdamW, MuonClip, decay_groups
 from utils.record import Record
-from utils.run_state import History, RunState, TrainingDiverged
+from utils.run_folder import held, move_aside, refuse_other_run
+from utils.run_state import History, RunState, TrainingDiverged, check_run
 
 __all__ = ["History", "TrainingDiverged", "learning_rate", "make_optimizer", "refuse_other_run", "train"]
 
@@ -49,26 +53,7 @@ def make_optimizer(model: Kimi, config: TrainConfig, number_format: str = "fp32"
     return AdamW(decay_groups(model, config.weight_decay), config.lr, clip_norm=config.clip_norm)
 
 
-class Due:
-    """What is due after a step: a look at the losses, a validation, a checkpoint."""
-
-    FIRST_SAVE_SECONDS = 20  # the first checkpoint comes early: a folder that cannot be written is found out at once
-    READ_EVERY = 10  # steps between two looks at the losses, which make the CPU wait for a GPU
-
-    def __init__(self, config: TrainConfig, saves: bool):
-        self.config, self.saves = config, saves
-        self.saved_at = time.perf_counter()
-
-    def validation(self, step: int) -> bool:
-        return step % self.config.eval_interval == 0 or step == self.config.steps
-
-    def checkpoint(self, saved_step: int) -> bool:
-        wait = 60 * self.config.checkpoint_minutes
-        wait = wait if saved_step else min(wait, self.FIRST_SAVE_SECONDS)
-        return self.saves and time.perf_counter() - self.saved_at > wait
-
-    def losses(self, step: int) -> bool:
-        return step % self.READ_EVERY == 0
+READ_EVERY = 10  # steps between two looks at the losses of a GPU, which make the CPU wait for it
 
 
 def train(
@@ -81,86 +66,52 @@ def train(
     recipe: dict | None = None,
     watch: Callable[[Kimi], dict] | None = None,
     show: Callable[[History], None] | None = None,
+    copy_to: str | Path | None = None,
+    stop: StopRequest | None = None,
 ) -> History:
     """Train `model` in place, on the device where it is, and return what happened.
 
-    out_dir: folder for checkpoint.pt and history.json; None keeps nothing.
+    out_dir: folder for the checkpoints and history.json; None keeps nothing.
     resume: continue the run in out_dir with its next batch, if there is one; overwrite: replace it.
     recipe: what the run is made of (see `recipe`), plain values to keep in the checkpoint.
     watch: is given the model, in eval mode, at each validation; the plain values that it returns join that row.
     show: is given the history after each validation, to draw it for example.
-    Raises FileExistsError when out_dir holds a run and neither is set, OSError when it cannot be written to, ValueError
-    when that run had another model, configuration or data, or the data are less than a block, TrainingDiverged when the
-    loss is not finite. Ctrl-C ends the run after the current step.
+    copy_to: a second folder, such as one on Google Drive, that gets each checkpoint too. With resume, and nothing in
+    out_dir, the run is taken from there.
+    stop: is asked for the signal that ended the run, see `interrupt`.
+    Raises FileExistsError when out_dir holds a run and neither is set, BlockingIOError while another process trains in
+    it, OSError when it cannot be written to, ValueError when that run had another model, configuration or data, or the
+    data are less than a block, TrainingDiverged when a loss or a weight is not finite, MemoryError when a device is
+    full. Ctrl-C ends the run after the current step. What fails of `watch` and `show` is a warning.
     """
-    folder = None if out_dir is None else Path(out_dir)
+    folder, copies = (None if path is None else Path(path) for path in (out_dir, copy_to))
     refuse_other_run(folder, resume, overwrite)
+    refuse_other_run(copies, resume, overwrite)
+    if copies and not folder:
+        raise ValueError("copy_to copies the checkpoints of out_dir, which is None")
     if config.block_size > model.config.block_size:
         limit = model.config.block_size
         raise ValueError(f"TrainConfig.block_size is {config.block_size}, the model's is {limit}: at most that")
     data.refuse_block(config.block_size)
-    saved = load_run(folder, model.device) if resume and folder and checkpoint_file(folder).is_file() else None
-    wanted = saved["training"]["number_format"] if saved else config.number_format
-    number_format, reason = pick_number_format(model.device, wanted)
-    print(f"number format: {number_format} ({'as the run began' if saved else reason})")
-    run = RunState(model, data, config, number_format, make_optimizer(model, config, number_format), recipe)
-    optimizer, scaler = run.optimizer, run.scaler
-
-    with fork_rng(model.device), train_mode(model), StopRequest() as stop:
-        torch.manual_seed(config.seed)  # dropout
-        if saved:
-            run.restore(saved)
-        elif overwrite and folder:
-            checkpoint_file(folder).unlink(missing_ok=True)  # from here on there is no run to resume but the new one
-        due = Due(config, saves=folder is not None)
-        with tqdm(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0) as bar:
-            if run.step == 0:
-                validate(run, None, watch)
-            elif show and run.step < config.steps:
-                show(run.history)  # how far it had come
-
-            while run.step < config.steps and not stop.asked:
-                run.start_clock()
-                record = Record()
-                mean_loss = 0.0
-                for _ in range(config.accumulation):
-                    x, y = run.batch("train", run.batches)  # (B, T) each
-                    with autocast(model.device, number_format):
-                        loss = objective = model.loss(x, y, record)
-                        if model.config.balance_coef:
-                            objective = loss + model.config.balance_coef * record.balance_loss()
-                    scaler.scale(objective / config.accumulation).backward()
-                    mean_loss = mean_loss + loss.detach() / config.accumulation
-
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(run.step, config)
-                scaler.unscale_(optimizer)  # so that clipping sees the true gradients
-                grad_norm = scaler.step(optimizer, record)  # None where fp16 overflowed and the step is left out
-                scaler.update()
-                optimizer.zero_grad()
-                if grad_norm is None:
-                    grad_norm = torch.full_like(mean_loss, math.inf)
-                else:
-                    model.end_step_(record)
-                run.count_step(mean_loss, grad_norm)
-
-                bar.update()
-                validation, checkpoint = due.validation(run.step), due.checkpoint(run.saved_step)
-                if validation or checkpoint or due.losses(run.step):
-                    run.read_losses(folder)
-                if validation:
-                    validate(run, record, watch)
-                    if show:
-                        show(run.history)
-                if checkpoint:
-                    run.save(folder)
-                    due.saved_at = time.perf_counter()
-                if run.history.step == run.step:  # all losses are read
-                    bar.set_postfix_str(summary(run))
-            run.read_losses(folder)
-            if folder and run.step > run.saved_step:
-                run.save(folder)
-
+    with held(folder), patient_output():
+        if resume:
+            take_copy(folder, copies)
+        saved = load_run(folder, model.device) if resume and folder and holds_run(folder) else None
+        wanted = saved["training"]["number_format"] if saved else config.number_format
+        number_format, reason = pick_number_format(model.device, wanted)
+        print(f"number format: {number_format} ({'as the run began' if saved else reason})")
+        with fork_rng(model.device), train_mode(model), stop or StopRequest() as stop:
+            refuse_too_much(model, config, number_format)
+            run = RunState(model, data, config, number_format, make_optimizer(model, config, number_format), recipe)
+            if overwrite and folder:
+                move_aside(folder)
+            torch.manual_seed(config.seed)  # dropout
+            if saved:
+                run.restore(saved)
+            accessories = Accessories()
+            keeper = Keeper(run, folder, accessories, stop, copies and Mirror(folder, copies))
+            keep_training(run, keeper, watch, show)
+        accessories.remind()
     if run.step < config.steps:
         where = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
         kept = where if folder and run.step else "nothing is saved"
@@ -168,25 +119,93 @@ def train(
     return run.history
 
 
+def keep_training(
+    run: RunState, keeper: Keeper, watch: Callable[[Kimi], dict] | None, show: Callable[[History], None] | None
+) -> None:
+    """Step after step until the run is done or asked to stop, then one more save."""
+    config, attempt = run.config, keeper.accessories.attempt
+    show_history = (lambda: attempt("its figure", lambda: show(run.history))) if show else (lambda: None)
+    read_every = 1 if run.model.device.type == "cpu" else READ_EVERY
+    how = dict(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
+    bar = attempt("its progress bar", lambda: tqdm(**how))
+    try:
+        if run.step == 0:
+            validate(run, None, watch, attempt)
+        else:
+            show_history()  # how far it had come
+        while run.step < config.steps and not keeper.stop.asked:
+            with told_out_of_memory(run.model, config):
+                record = train_step(run)
+            is_validation = run.step % config.eval_interval == 0 or run.step == config.steps
+            is_due = keeper.is_due()
+            if is_validation or is_due or run.step % read_every == 0:
+                run.read_losses()
+            if is_validation:
+                validate(run, record, watch, attempt)
+                show_history()
+            if is_due:
+                keeper.save()
+            if bar is not None:
+                attempt("its progress bar", lambda: advance(bar, run))
+        run.read_losses()
+    finally:
+        if bar is not None:
+            attempt("its progress bar", bar.close)
+    keeper.save_last()
+
+
+def train_step(run: RunState) -> Record:
+    """One optimizer step, over as many batches as `accumulation` says; returns what the forwards left behind."""
+    model, config, device, scaler = run.model, run.config, run.model.device, run.scaler
+    run.start_clock()
+    record = Record()
+    mean_loss = 0.0
+    for _ in range(config.accumulation):
+        x, y = run.batch("train", run.batches)  # (B, T) each
+        with autocast(device, run.number_format):
+            loss = objective = model.loss(x, y, record)
+            if model.config.balance_coef:
+                objective = loss + model.config.balance_coef * record.balance_loss()
+        scaler.scale(objective / config.accumulation).backward()
+        mean_loss = mean_loss + loss.detach() / config.accumulation
+
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, config)
+    scaler.unscale_(run.optimizer)  # so that clipping sees the true gradients
+    grad_norm = scaler.step(run.optimizer, record)  # None where fp16 overflowed and the step is left out
+    scaler.update()
+    run.optimizer.zero_grad()
+    if grad_norm is None:
+        grad_norm = torch.full_like(mean_loss, math.inf)
+    else:
+        model.end_step_(record)
+    run.count_step(mean_loss, grad_norm, record)
+    return record
+
+
 @torch.no_grad()
-def validate(run: RunState, record: Record | None, watch: Callable[[Kimi], dict] | None) -> None:
+def validate(run: RunState, record: Record | None, watch: Callable[[Kimi], dict] | None, attempt: Callable) -> None:
     """Add a row to the history: validation loss over the same batches every time, and how the run goes.
 
-    record: of the last training step, None before the first.
+    record: of the last training step, None before the first. attempt: of `Accessories`. Raises TrainingDiverged where
+    the loss is not finite.
     """
     view = eval_view(run.model)
     fixed = torch.Generator().manual_seed(run.config.seed + 1)
     with autocast(view.device, run.number_format):
         losses = [view.loss(*run.batch("val", fixed)) for _ in range(run.config.eval_batches)]
+    val_loss = torch.stack(losses).mean().item()
+    if not math.isfinite(val_loss):
+        raise TrainingDiverged(f"the validation loss became {val_loss} at step {run.step}; {run.advice()}")
     with fork_rng(view.device):
-        found = watch(view) if watch else {}
+        found = attempt("its watcher", lambda: plain_values(watch(view)), {}) if watch else {}
     since = run.history.rows[-1]["step"] if run.history.rows else 0
     recent = run.history.losses[since:]
     run.history.rows.append({
         "step": run.step,
         "tokens": run.step * run.tokens_per_step,
         "loss": sum(recent) / len(recent) if recent else None,
-        "val_loss": torch.stack(losses).mean().item(),
+        "val_loss": val_loss,
         "lr": learning_rate(max(0, run.step - 1), run.config),
         "expert_load": record and record.expert_load().tolist(),
         "dead_experts": record and record.dead_experts(),
@@ -197,10 +216,17 @@ def validate(run: RunState, record: Record | None, watch: Callable[[Kimi], dict]
     })  # fmt: skip
 
 
-def summary(run: RunState) -> str:
-    """What stands behind the progress bar."""
-    val = run.history.rows[-1]["val_loss"]
-    return f"loss {run.history.losses[-1]:.3f}, val {val:.3f}, {run.tokens_per_second:,.0f} tokens/s"
+def plain_values(found: dict) -> dict:
+    """What a watcher found, as it will be read back from a checkpoint. Raises TypeError for what JSON has not."""
+    return json.loads(json.dumps(found))
+
+
+def advance(bar: tqdm, run: RunState) -> None:
+    """Move the progress bar to where the run is."""
+    bar.update(run.step - bar.n)
+    if run.history.step == run.step:  # all losses are read
+        val = run.history.rows[-1]["val_loss"]
+        bar.set_postfix_str(f"loss {run.history.losses[-1]:.3f}, val {val:.3f}, {run.tokens_per_second:,.0f} tokens/s")
 
 
 @contextlib.contextmanager
@@ -215,24 +241,10 @@ def train_mode(model: torch.nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def refuse_other_run(folder: Path | None, resume: bool, overwrite: bool) -> None:
-    """Raise FileExistsError rather than write over somebody's run, and OSError or ValueError rather than lose one.
-
-    A folder that ends in .pt would be taken for a checkpoint, and not every folder can be written to.
-    """
-    if folder is None:
-        return
-    if folder.suffix == ".pt":
-        better = folder.parent if folder.name == FILE_NAME else folder.with_suffix("")
-        raise ValueError(f"{folder} is the name of a checkpoint, a run needs that of a folder, such as {better}")
-    refuse_unwritable(folder)
-    if checkpoint_file(folder).exists() and not (resume or overwrite):
-        raise FileExistsError(f"{folder} holds another run: continue it with --resume or replace it with --overwrite")
-
-
 def load_run(folder: Path, device: torch.device) -> dict:
-    """The checkpoint of a run to continue. Raises ValueError where it holds a model only."""
+    """The checkpoint of a run to continue. Raises ValueError where it holds a model only, or half of a run."""
     state = load_checkpoint(folder, device)
     if state["training"] is None:
         raise ValueError("this checkpoint holds a model only: there is no run to continue")
+    check_run(state)
     return state

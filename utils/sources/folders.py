@@ -47,6 +47,8 @@ def find_files(source: str | Path) -> Files:
             raise FileNotFoundError(f"no file has a name like {source}")
         named = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))  # what stands before is chosen
         return _by_split(found, Path(*path.parts[:named]), [])
+    if path.exists():
+        raise ValueError(f"{path} is neither a file nor a folder: pipes and devices are not read")
     raise FileNotFoundError(f"{path} does not exist, but texts should be read from it")
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from utils.sources.folders import NAMES
 from utils.sources.opened import one_line
+from utils.sources.read import NOT_TEXT
 from utils.sources.tables import NoSuchColumn, column_of
 
 HUB_DATASET = "roneneldan/TinyStories"
@@ -76,7 +77,7 @@ class HubSplit:
 
     def _texts(self) -> Iterator[str]:
         for row in self._rows:
-            if text := (row[self.column] or "").strip():
+            if text := NOT_TEXT.sub("", row[self.column] or "").strip():
                 yield text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -11,6 +12,9 @@ from utils.sources.folders import ending
 from utils.sources.opened import lines
 from utils.sources.shapes import items
 from utils.sources.tables import csv_items, json_items, json_lines, parquet_items
+
+# What a story cannot hold: it would move the cursor of a terminal, or could not be written as UTF-8.
+NOT_TEXT = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Read:
     kinds: dict[str, None] = field(default_factory=dict)  # what the files are, in the order of their first
     empty: int = 0  # left out
     repeated: int = 0  # kept, for how often something is said is a part of the data
+    cleaned: int = 0  # with NOT_TEXT in them
 
     def __str__(self) -> str:
         seen = [" and ".join(self.kinds)]
@@ -40,6 +45,8 @@ class Read:
             seen.append(f"{self.empty:,} empty left out")
         if self.repeated:
             seen.append(f"{self.repeated:,} repeated")
+        if self.cleaned:
+            seen.append(f"control characters and lone surrogates left out of {self.cleaned:,}")
         return ", ".join(seen)
 
 
@@ -75,6 +82,9 @@ def texts_of(files: list[Path], how: How, read: Read) -> Iterator[str]:
         read.kinds[kind] = None
         holds_text = False
         for text in texts:
+            if NOT_TEXT.search(text):
+                read.cleaned += 1
+                text = NOT_TEXT.sub("", text)
             if text := text.strip():
                 holds_text = True
                 yield text

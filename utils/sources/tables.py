@@ -145,7 +145,9 @@ def parquet_items(path: Path, wanted: str | None) -> tuple[str, Iterator[str]]:
     def texts() -> Iterator[str]:
         try:
             with file() as table:
-                for batch in table.iter_batches(batch_size=1000, columns=[column]):
+                n_bytes = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
+                rows = max(1, min(1000, BLOCK * table.metadata.num_rows // max(1, n_bytes)))
+                for batch in table.iter_batches(batch_size=rows, columns=[column]):
                     yield from (text for text in batch.column(column).to_pylist() if text is not None)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not a whole parquet file ({one_line(error)})") from None
