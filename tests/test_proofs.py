@@ -2,21 +2,11 @@
 
 import pytest
 
-from tests.proofs import damage, disk, folders, harmful, kills, options, pairs
-
-QUICK = {  # how often in the suite
-    "damage": (damage.prove, 150),
-    "harmful": (harmful.prove, 1),
-    "disk": (disk.prove, 1),
-    "folders": (folders.prove, 20),
-    "kills": (kills.prove, 2),
-    "pairs": (pairs.prove, 2),
-    "options": (options.prove, 12),
-}
+from tests.proofs.__main__ import PROOFS
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [name for name, (_, _, quick) in PROOFS.items() if quick])
 def test_nothing_happens_that_must_not(name, tmp_path):
-    prove, n = QUICK[name]
-    found = prove(tmp_path, n, seed=100)
+    prove, _, quick = PROOFS[name]
+    found = prove(tmp_path, quick, seed=100)
     assert not found.problems, found
