@@ -6,19 +6,19 @@ All of it is skipped on a machine without one; docs/measured.md says when and on
 import contextlib
 import io
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.helpers import TINY_MODELS, every_architecture, random_tokens, storyteller
-from utils import memory, training
+from utils import memory
 from utils.checkpoint import load_checkpoint
-from utils.config import TrainConfig
 from utils.decoding import Decoder
+from utils.fast.experts import pick_backend, run_experts
 from utils.fast.newton_schulz import orthogonalise
 from utils.generation import generate, tell_stories
 from utils.interrupt import StopRequest
-from utils.memory import refuse_too_much
 from utils.recipe import build, new_recipe
 from utils.training import train
 
@@ -31,11 +31,11 @@ every_format = pytest.mark.parametrize("number_format", ["fp32", pytest.param("b
 TEXT = "once upon a time there was a little dog . it ran , and the dog said : hello ! the end ."
 
 
-def made(architecture: str, **changes):
+def made(architecture: str, preset: str = "smoke", **changes):
     """Model, data and configuration of a run of seconds, on the GPU."""
     fixed = dict(stories=300, steps=20, batch_size=8, eval_interval=10, eval_batches=1)
     with contextlib.redirect_stdout(io.StringIO()):
-        return build(new_recipe(architecture, "smoke", "builtin", **{**fixed, **changes}), GPU)
+        return build(new_recipe(architecture, preset, "builtin", **{**fixed, **changes}), GPU)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -56,11 +56,31 @@ def test_logits_and_gradients_are_those_of_the_cpu(architecture):
 
 @needs_bf16
 @every_architecture
-def test_bf16_stays_near_full_precision(architecture):
-    x, model = random_tokens(8, 16).to(GPU), TINY_MODELS[architecture]().to(GPU)
-    exact = model(x).cpu()
+def test_bf16_is_as_near_to_full_precision_as_on_the_cpu(architecture):
+    x, model = random_tokens(8, 16), TINY_MODELS[architecture]()
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = relative(model(x).float(), exact)  # wide weights: of k2, some tokens go to other experts
     with torch.autocast("cuda", torch.bfloat16):
-        assert relative(model(x).float(), exact) < 0.03
+        assert relative(model.to(GPU)(x.to(GPU)).float(), exact) < 2 * expected
+
+
+@needs_bf16
+@pytest.mark.parametrize("backend", ["tiles", "grouped_mm"])
+def test_sparse_dispatch_in_bf16_is_the_sum_of_the_chosen_experts(backend, monkeypatch):
+    if backend == "grouped_mm" and pick_backend(torch.zeros(1, 64, device=GPU), torch.bfloat16) != backend:
+        pytest.skip("this GPU has no kernel for it")
+    monkeypatch.setattr("utils.fast.experts.pick_backend", lambda *_: backend)
+    generator = torch.Generator().manual_seed(0)
+    x, w_up, w_down = (
+        torch.randn(shape, generator=generator) / 8 for shape in ((500, 64), (8, 2, 96, 64), (8, 64, 96))
+    )
+    chosen = torch.rand(500, 8, generator=generator).topk(2).indices
+    weights = torch.rand(500, 2, generator=generator)
+    expected = run_experts(x, weights, chosen, w_up, w_down)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = run_experts(*(tensor.to(GPU) for tensor in (x, weights, chosen, w_up, w_down)))
+    assert relative(found, expected) < 0.02
 
 
 @every_architecture
@@ -110,9 +130,9 @@ def test_a_repeated_decoding_step_gives_the_logits_of_a_whole_pass(architecture)
 
 @every_architecture
 def test_a_seed_tells_the_same_story_on_every_device(architecture):
-    here, there = (storyteller(TEXT, architecture, ends=False) for _ in range(2))
+    here, there = (storyteller(TEXT, architecture) for _ in range(2))
     there.to(GPU)
-    settings = dict(max_new_tokens=40, seed=3, number_format="fp32", temperature=0.7)
+    settings = dict(max_new_tokens=40, seed=3, number_format="fp32", temperature=0.7, stop_at_eos=False)
     assert generate(there, "the dog", **settings) == generate(here, "the dog", **settings)
     assert len(tell_stories(there, 5, "the dog", max_new_tokens=30)) == 5
 
@@ -128,37 +148,33 @@ def test_newton_schulz_in_two_bytes_brings_singular_values_near_1(dtype):
 
 
 def test_memory_that_is_full_in_mid_run_is_one_sentence_and_the_checkpoint_is_kept(tmp_path):
-    model, data, config = made("k2", batch_size=64, steps=40, checkpoint_minutes=0.0)
-    taken = []
+    model, data, config = made("k2", batch_size=64, steps=40, checkpoint_minutes=1e-6)
 
     def take_the_rest(history):
-        if history.rows[-1]["step"] == 10:
+        if history.rows[-1]["step"] == 20:
             torch.cuda.empty_cache()
             total = torch.cuda.get_device_properties(GPU).total_memory
             torch.cuda.set_per_process_memory_fraction(1.02 * torch.cuda.memory_allocated() / total)
-            taken.append(True)
 
     try:
         with pytest.raises(MemoryError, match="batch_size 32 with accumulation 2 computes the same"):
             train(model, data, config, tmp_path / "run", show=take_the_rest)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert taken and load_checkpoint(tmp_path / "run")["step"] >= 9
+    assert 10 <= load_checkpoint(tmp_path / "run")["step"] <= 20
 
 
 @every_architecture
 def test_the_batch_that_is_said_to_fit_does_fit(architecture, monkeypatch):
-    model, data, config = made(architecture, stories=2000)
-    large = TrainConfig(steps=2, batch_size=10**6, block_size=64, eval_batches=1, optimizer=config.optimizer)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * 10**9)
+    limit = 3 * 10**9
+    model, data, config = made(architecture, preset="laptop", stories=2000, number_format="fp32")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: limit)
     with pytest.raises(MemoryError, match=r"a batch_size of [0-9]+ fits") as told:
-        refuse_too_much(model, large, "fp32")
+        train(model, data, replace(config, batch_size=10**6))
     fits = int(str(told.value).partition("a batch_size of ")[2].split()[0])
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    small = TrainConfig(steps=2, batch_size=fits, block_size=64, eval_batches=1, optimizer=config.optimizer)
-    monkeypatch.setattr(training, "refuse_too_much", lambda *_: None)
-    train(model, data, TrainConfig(**{**vars(small), "number_format": "fp32"}))
+    train(model, data, replace(config, batch_size=fits, steps=2))
     used = torch.cuda.max_memory_allocated() - before
-    assert 0.5 * 2e9 < used < 1.15 * 2e9, f"{fits} windows took {used / 1e9:.2f} GB"
+    assert 0.4 * limit < used < limit, f"{fits} windows took {used / 1e9:.2f} GB"

@@ -382,8 +382,8 @@ def test_a_pipe_is_not_waited_for(tmp_path, read):
 def test_a_run_that_will_not_fit_is_refused_with_the_batch_that_would(monkeypatch, tmp_path):
     model, data = job()
     config = dataclasses.replace(RUN, batch_size=64)
-    per_window = memory.activation_bytes(model, 1, config.block_size, "fp32")
-    held_bytes = memory.plan(model, config).bytes - sum(p.nbytes for p in model.parameters())
+    always, per_window = memory.activations(model, config.block_size, "fp32")
+    held_bytes = memory.plan(model, config).bytes - sum(p.nbytes for p in model.parameters()) + always
     monkeypatch.setattr(memory, "free_bytes", lambda device: held_bytes + 10 * per_window)
     with pytest.raises(MemoryError, match=r"training takes .* GB are free: a batch_size of 10 fits"):
         train(model, data, config, tmp_path)
@@ -401,7 +401,7 @@ def test_a_device_that_is_full_in_mid_run_is_one_sentence_and_the_checkpoint_sta
 
     def full(module, args):
         calls.append(module.training)
-        if calls.count(True) == 5:  # before the first step, the memory of a window is measured
+        if calls.count(True) == 6:  # before the first step, the memory of one and two windows is measured
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     model.embedding.register_forward_pre_hook(full)
@@ -415,8 +415,9 @@ def test_a_device_that_is_full_in_mid_run_is_one_sentence_and_the_checkpoint_sta
 @pytest.mark.parametrize("architecture", ["nano", "k2"])
 def test_what_a_long_window_keeps_is_told_from_short_ones(architecture):
     model = storyteller(TEXT, architecture, block_size=1024)
-    measured = memory.activation_bytes(model, 1, 1024, "fp32")
-    assert memory.window_bytes(model, 1024, "fp32") == pytest.approx(measured, rel=0.05)
+    one, two = (memory.kept_bytes(model, n, 1024, "fp32") for n in (1, 2))
+    _, per_window = memory.activations(model, 1024, "fp32")
+    assert per_window == pytest.approx(memory.BACKWARD * (two - one), rel=0.05)
 
 
 def test_the_free_memory_of_this_machine_is_a_number_or_unknown():

@@ -66,10 +66,16 @@ def cache_bytes(config: KimiConfig, bytes_each: int = 2) -> int:
 
 
 def activation_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str = "fp32") -> int:
-    """Bytes that a forward pass of (batch_size, block_size) tokens keeps for its backward pass, measured on one window.
+    """Bytes that a forward pass of (batch_size, block_size) tokens keeps for its backward pass.
 
-    The window runs through the model: as long as a forward pass of batch size 1 takes.
+    Measured on one window and on two: some of it is there whatever the batch, such as weights in two bytes.
     """
+    one, two = (kept_bytes(model, n, block_size, number_format) for n in (1, 2))
+    return one + (batch_size - 1) * (two - one)
+
+
+def kept_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str = "fp32") -> int:
+    """`activation_bytes`, by a forward pass of just these tokens."""
     kept = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,13 +83,13 @@ def activation_bytes(model: Kimi, batch_size: int, block_size: int, number_forma
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.zeros(1, block_size, dtype=torch.long, device=model.device)  # (1, T)
+    x = torch.zeros(batch_size, block_size, dtype=torch.long, device=model.device)  # (B, T)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model.device, number_format):
         held = model.loss(x, x)  # until we have counted, nothing may be freed
     for weight in model.parameters():
         kept.pop(weight.untyped_storage().data_ptr(), None)
     del held
-    return batch_size * sum(kept.values())
+    return sum(kept.values())
 
 
 class Plan(NamedTuple):

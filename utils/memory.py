@@ -10,11 +10,12 @@ import torch
 
 from utils.checkpoint import shapes_of
 from utils.config import KimiConfig, TrainConfig
-from utils.cost import FP32, activation_bytes, plan
+from utils.cost import FP32, kept_bytes, plan
 from utils.model import Kimi
 
 GIGA = 1e9
 SHORT = 256  # tokens of a window that is run to see what it keeps
+BACKWARD = 2.0  # of what the forward pass keeps: measured 1.7 to 2.1 on a CPU, gradients on their way and gaps included
 CGROUP_LIMIT, CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
@@ -50,28 +51,34 @@ def refuse_too_much(model: Kimi, config: TrainConfig, number_format: str) -> Non
         return
     weights = sum(p.nbytes for p in model.parameters())
     held = plan(model, config).bytes - weights  # gradients and optimizer
-    per_window = window_bytes(model, config.block_size, number_format)
-    if held + config.batch_size * per_window > free:
-        raise MemoryError(_sentence(config, held, per_window, free))
+    always, per_window = activations(model, config.block_size, number_format)
+    if held + always + config.batch_size * per_window > free:
+        raise MemoryError(_sentence(config, held + always, per_window, free))
 
 
-def window_bytes(model: Kimi, block_size: int, number_format: str) -> int:
-    """What a forward pass keeps of one window, measured on short ones.
+def activations(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:
+    """Bytes of a step in any case, and for each window, besides gradients and optimizer.
 
-    It grows with the length, and in attention with its square: a T + b T^2 goes through two of them.
+    What the forward pass keeps is measured on one and two short windows, and BACKWARD times that is taken.
+    A window's share grows with its length, and in attention with the square: a T + b T^2 goes through two of them.
     """
     if block_size <= 2 * SHORT:
-        return activation_bytes(model, 1, block_size, number_format)
-    one, two = (activation_bytes(model, 1, n * SHORT, number_format) for n in (1, 2))
+        return _measured(model, block_size, number_format)
+    (always, one), (_, two) = (_measured(model, n * SHORT, number_format) for n in (1, 2))
     square, n = (two - 2 * one) / 2, block_size / SHORT
-    return int((one - square) * n + square * n**2)
+    return always, int((one - square) * n + square * n**2)
 
 
-def _sentence(config: TrainConfig, held: int, per_window: int, free: int) -> str:
-    fits = (free - held) // max(1, per_window)
+def _measured(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:
+    one, two = (kept_bytes(model, n, block_size, number_format) for n in (1, 2))
+    return max(0, 2 * one - two), int(BACKWARD * (two - one))
+
+
+def _sentence(config: TrainConfig, always: int, per_window: int, free: int) -> str:
+    fits = (free - always) // max(1, per_window)
     way_out = f"a batch_size of {fits} fits" if fits > 0 else "not even a batch_size of 1 fits: take a smaller model"
-    needed = f"training takes {(held + config.batch_size * per_window) / GIGA:.1f} GB"
-    parts = f"{held / GIGA:.1f} of them for gradients and optimizer"
+    needed = f"training takes {(always + config.batch_size * per_window) / GIGA:.1f} GB"
+    parts = f"{always / GIGA:.1f} of them for gradients, optimizer and what any batch needs"
     windows = f"the rest for {config.batch_size} windows of {config.block_size} tokens"
     return f"{needed}, {parts}, {windows}; {free / GIGA:.1f} GB are free: {way_out}"
 

@@ -13,10 +13,12 @@ from itertools import islice
 import torch
 
 from utils.config import KimiConfig
+from utils.cost import plan, weight_bytes
 from utils.decoding import Decoder
 from utils.device import autocast
 from utils.fast.newton_schulz import orthogonalise
 from utils.generation import Sampling, sample
+from utils.memory import activations
 from utils.model import Kimi
 from utils.muonclip import muon_parameters
 from utils.presets import PRESETS
@@ -71,7 +73,16 @@ def training_step(architecture: str, number_format: str) -> None:
         optimizer.zero_grad()
         model.end_step_(record)
 
+    always, per_window = activations(model, config.block_size, number_format)
+    expected = plan(model, config).bytes + always + config.batch_size * per_window
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() - weight_bytes(model)
     whole, passes = milliseconds(step), milliseconds(lambda: forward_backward(Record()))
+    used = (torch.cuda.max_memory_allocated() - before) / 1e9
+    print(
+        f"| {architecture}, memory in {number_format} | {used:.2f} GB | {expected / 1e9:.2f} GB computed before, "
+        f"windows {config.batch_size * per_window / 1e9:.2f}, always {always / 1e9:.2f} |"
+    )
     print(f"| {architecture}, a step in {number_format} | {whole:.1f} ms | forward and backward {passes:.1f} ms |",
           flush=True)  # fmt: skip
 
@@ -85,7 +96,7 @@ def generation(architecture: str) -> None:
             if not graph:
                 restart = decoder.restart
                 decoder.restart = lambda restart=restart, decoder=decoder: (
-                    restart(), setattr(decoder, "_repeated", None), setattr(decoder, "cache", model.new_cache())
+                    restart(), setattr(decoder, "_repeated", None), setattr(decoder, "cache", decoder.model.new_cache())
                 )  # fmt: skip
             steps = sample(decoder, torch.tensor([[1, 2, 3]]), Sampling(), torch.Generator().manual_seed(0))
             spent = milliseconds(lambda steps=steps: next(islice(steps, 0, 1)), n=100)

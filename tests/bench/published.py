@@ -86,7 +86,9 @@ def published(name: str, rate: float, args: argparse.Namespace) -> dict:
     minutes = (time.monotonic() - started) / 60
     history = History.load(folder / "history.json")
     print(said, flush=True)
-    stories = [run("utils", "generate", "--run", str(folder), "--seed", str(seed)).strip() for seed in range(SAMPLES)]
+    with ThreadPoolExecutor(SAMPLES) as pool:
+        told = (["generate", "--run", str(folder), "--seed", str(seed)] for seed in range(SAMPLES))
+        stories = [story.strip() for story in pool.map(lambda options: run("utils", *options), told)]
     return {
         "name": name,
         "rate": rate,
