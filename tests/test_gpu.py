@@ -177,4 +177,4 @@ def test_the_batch_that_is_said_to_fit_does_fit(architecture, monkeypatch):
     before = torch.cuda.memory_allocated()
     train(model, data, replace(config, batch_size=fits, steps=2))
     used = torch.cuda.max_memory_allocated() - before
-    assert 0.4 * limit < used < limit, f"{fits} windows took {used / 1e9:.2f} GB"
+    assert 0.7 * limit < used < limit, f"{fits} windows took {used / 1e9:.2f} GB"

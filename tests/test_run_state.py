@@ -142,7 +142,7 @@ def test_only_the_command_line_changes_the_allocator_of_the_process(job, tmp_pat
     assert not calls
     options = ["--preset", "smoke", "--source", "builtin", "--stories", "50", "--steps", "1", "--run", str(tmp_path)]
     main(["train", *options])
-    assert len(calls) == 1 or device.sys.platform != "linux"
+    assert len(calls) == 1 or device.sys.platform != "linux" or torch.cuda.is_available()
 
 
 @every_architecture

@@ -15,7 +15,9 @@ from utils.model import Kimi
 
 GIGA = 1e9
 SHORT = 256  # tokens of a window that is run to see what it keeps
-BACKWARD = 2.0  # of what the forward pass keeps: measured 1.7 to 2.1 on a CPU, gradients on their way and gaps included
+# Of what the forward pass keeps, the most that a step holds, with gradients on their way and the allocator's gaps:
+# measured 1.7 to 2.1 on a CPU, 1.04 to 1.08 on an H100 (docs/measured.md).
+BACKWARD = {"cpu": 2.1, "cuda": 1.1}
 CGROUP_LIMIT, CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
@@ -59,7 +61,7 @@ def refuse_too_much(model: Kimi, config: TrainConfig, number_format: str) -> Non
 def activations(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:
     """Bytes of a step in any case, and for each window, besides gradients and optimizer.
 
-    What the forward pass keeps is measured on one and two short windows, and BACKWARD times that is taken.
+    What the forward pass keeps is measured on one and two short windows, and BACKWARD of it is taken.
     A window's share grows with its length, and in attention with the square: a T + b T^2 goes through two of them.
     """
     if block_size <= 2 * SHORT:
@@ -71,7 +73,7 @@ def activations(model: Kimi, block_size: int, number_format: str) -> tuple[int, 
 
 def _measured(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:
     one, two = (kept_bytes(model, n, block_size, number_format) for n in (1, 2))
-    return max(0, 2 * one - two), int(BACKWARD * (two - one))
+    return max(0, 2 * one - two), int(BACKWARD[model.device.type] * (two - one))
 
 
 def _sentence(config: TrainConfig, always: int, per_window: int, free: int) -> str:

@@ -157,8 +157,7 @@ def main() -> None:
     args, args.more = parser.parse_known_args()  # what is left goes to `python -m utils train`
     args.out.mkdir(parents=True, exist_ok=True)
     number_format, _ = pick_number_format(pick_device())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "2 CPU cores"
-    header = f"{machine(number_format)}; on {device}"
+    header = machine(number_format) + (f"; on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
     rates = {} if args.rate else sweep(args)
     (args.out / "rates.json").write_text(json.dumps(rates))
     if args.only_sweep:
@@ -167,7 +166,8 @@ def main() -> None:
     runs = [published(name, rate, args) for name, rate in zip(args.models, best, strict=True)]
     listed = [part for one in runs for part in ("--run", str(args.out / one["name"]))]
     found = args.out / "evaluated.json"
-    table = run("utils", "evaluate", *listed, "--stories", args.told, "--json", str(found))
+    said = run("utils", "evaluate", *listed, "--stories", args.told, "--json", str(found))
+    table = said[said.index("\n\n") :]  # after what is said of the stories
     result = {"header": header, "rates": rates, "runs": runs, "evaluated": json.loads(found.read_text())}
     (args.out / "published.json").write_text(json.dumps(result, indent=1))
     (args.out / "published.md").write_text(markdown(header, rates, runs, table))
