@@ -73,15 +73,20 @@ class Lesson:
         following = [*self.cells[1:], nbformat.v4.new_markdown_cell("")]
         return [(cell, after.source) for cell, after in zip(self.cells, following, strict=True) if _shows(cell)]
 
+    def drawings(self) -> list[str]:
+        """The SVG of each drawing."""
+        data = [output.get("data", {}) for cell in self.code for output in cell.outputs]
+        return [found["image/svg+xml"] for found in data if "image/svg+xml" in found]
+
     def exercises(self) -> list[Exercise]:
         following = [*self.cells[1:], nbformat.v4.new_markdown_cell("")]
         found = []
         for cell, after in zip(self.cells, following, strict=True):
             if cell.cell_type == "code" and EXERCISE in cell.metadata.get("tags", []):
-                name = re.match(r"\w+", cell.source.rstrip().splitlines()[-1])
+                name = re.search(r"\b(check_\w+)\(", cell.source.rstrip().splitlines()[-1])
                 solution = SOLUTION.search(after.source)
                 assert name and solution, f"{self.name}: {cell.source[:60]!r} has no check or no solution behind it"
-                found.append(Exercise(name[0], cell.source, solution[1]))
+                found.append(Exercise(name[1], cell.source, solution[1]))
         return found
 
     def imports(self) -> str:

@@ -43,14 +43,15 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if cell.execution_count is not None:
                 count += 1
                 cell.execution_count = count
-            cell.outputs = [output for output in map(_normal_output, _merge_streams(cell.outputs)) if output]
+            cell.outputs = [output for output in map(_normal_output, merge_streams(cell.outputs)) if output]
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = count
     return notebook
 
 
-def _merge_streams(outputs: list) -> list:
+def merge_streams(outputs: list) -> list:
+    """The outputs, with what was written to one stream in pieces as one."""
     merged = []
     for output in outputs:
         last = merged[-1] if merged else None

@@ -15,8 +15,9 @@ EXERCISES = [(lesson, exercise) for lesson in LESSONS for exercise in lesson.exe
 NAMES = [f"{lesson.name}-{exercise.name}" for lesson, exercise in EXERCISES]
 
 
-def wrong_answers(lesson: Lesson) -> dict[str, list[tuple[str, str]]]:
-    return importlib.import_module(f"tests.exercises.{lesson.name.partition('_')[2]}").WRONG
+def answers_to(lesson: Lesson):
+    """WRONG, {check: [(code, words that must meet it)]}; ALSO_RIGHT, {check: [code]}, answers unlike our solution."""
+    return importlib.import_module(f"tests.exercises.{lesson.name.partition('_')[2]}")
 
 
 def told(lesson: Lesson, code: str) -> str:
@@ -30,7 +31,7 @@ def told(lesson: Lesson, code: str) -> str:
 
 @pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
 def test_a_stub_is_not_attempted_yet(lesson: Lesson, exercise: Exercise):
-    assert told(lesson, exercise.stub) == "not attempted yet"
+    assert told(lesson, exercise.stub).startswith("not attempted yet")
 
 
 @pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
@@ -40,8 +41,29 @@ def test_the_solution_is_right(lesson: Lesson, exercise: Exercise):
 
 
 @pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
+def test_other_right_answers_are_right(lesson: Lesson, exercise: Exercise):
+    for code in getattr(answers_to(lesson), "ALSO_RIGHT", {}).get(exercise.name, []):
+        assert told(lesson, f"{code}\n{exercise.call}").startswith("right: "), code
+
+
+@pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
+def test_what_follows_an_exercise_gets_the_readers_answer_or_ours(lesson: Lesson, exercise: Exercise):
+    if "=" not in exercise.call:
+        pytest.skip("nothing follows from this one")
+    name = exercise.call.partition(" =")[0]
+    for code, is_theirs in ((exercise.solution, True), (exercise.stub.replace(exercise.call, ""), False)):
+        names = {}
+        exec(lesson.imports(), names)
+        exec(code, names)
+        theirs = names[name]
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(exercise.call, names)
+        assert callable(names[name]) and (names[name] is theirs) == is_theirs
+
+
+@pytest.mark.parametrize("lesson, exercise", EXERCISES, ids=NAMES)
 def test_wrong_answers_are_told_their_mistake(lesson: Lesson, exercise: Exercise):
-    answers = wrong_answers(lesson)[exercise.name]
+    answers = answers_to(lesson).WRONG[exercise.name]
     assert len(answers) >= 3
     messages = [told(lesson, f"{code}\n{exercise.call}") for code, _ in answers]
     for message, (code, words) in zip(messages, answers, strict=True):
@@ -53,7 +75,7 @@ def test_wrong_answers_are_told_their_mistake(lesson: Lesson, exercise: Exercise
 
 @pytest.mark.parametrize("lesson", [lesson for lesson in LESSONS if lesson.exercises()], ids=lambda lesson: lesson.name)
 def test_wrong_answers_are_for_exercises_that_exist(lesson: Lesson):
-    assert set(wrong_answers(lesson)) == {exercise.name for exercise in lesson.exercises()}
+    assert set(answers_to(lesson).WRONG) == {exercise.name for exercise in lesson.exercises()}
 
 
 def test_a_check_tells_and_never_raises(capsys):
@@ -63,13 +85,30 @@ def test_a_check_tells_and_never_raises(capsys):
         expect(add(1, 2) == 3, "1 + 2 is 3")
         return "sums"
 
-    for answer in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a.b, lambda: 0):
-        assert check_sum(answer) is None
-    right, wrong, broken, misused = capsys.readouterr().out.splitlines()
+    def stub(a, b):
+        raise NotImplementedError
+
+    answers = [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a.b, lambda: 0, stub]
+    assert [check_sum(answer) for answer in answers] == [answers[0], None, None, None, None]
+    right, wrong, broken, misused, missing = capsys.readouterr().out.splitlines()
+    assert missing == "not attempted yet"
     assert (right, wrong) == ("right: sums", "not yet: 1 + 2 is 3")
     assert broken == "not yet: your code stopped with AttributeError: 'int' object has no attribute 'b'"
     assert misused.startswith("not yet: your code stopped with TypeError")
     assert (check_sum.__name__, check_sum.__doc__) == ("check_sum", "Sum of two numbers.")
+
+
+def test_a_check_gives_what_the_notebook_goes_on_with(capsys):
+    @check(ours=max)
+    def check_larger(larger) -> str:
+        expect(larger(1, 2) == 2, "the larger of 1 and 2 is 2")
+        return "it is"
+
+    def mine(a, b):
+        return a if a > b else b
+
+    assert check_larger(mine) is mine and check_larger(min) is max
+    assert capsys.readouterr().out.splitlines()[1].endswith("(the notebook goes on with our answer)")
 
 
 def test_a_tensor_is_expected_in_words():

@@ -11,7 +11,11 @@ from tests.notebooks import FOLDER, normalise
 from utils.course.colab import REPOSITORY, first_cell, with_badges
 
 UTILS = FOLDER.parent / "utils"
-HOMES = {"tokenizer": ("tokenizer", "detokenizer"), "attention": ("attention", "positions")}  # else one module
+HOMES = {  # else one module of the chapter's name
+    "tokenizer": ("tokenizer", "detokenizer"),
+    "attention": ("attention", "positions", "norm"),
+    "latent_attention": ("attention", "positions"),
+}
 # Numbers of the text that nothing in their notebook shows: to be printed, computed or taken out. None may be added.
 KNOWN = {
     "01_tokenizer": (

@@ -12,23 +12,29 @@ class Mistake(Exception):
     """What is wrong with an answer, in words that name the likely mistake."""
 
 
-def check(judge: Callable[..., str]) -> Callable[..., None]:
-    """Make a check of a function (answer) -> praise that raises `Mistake`.
+def check(judge: Callable[..., str] | None = None, *, ours: Callable | None = None) -> Callable:
+    """Make a check of a function (answer) -> praise that raises `Mistake`. `@check` or `@check(ours=...)`.
 
-    A stub raises NotImplementedError. Any other error of the answer is told like a mistake, so that "Run all" goes on.
+    ours: a right answer. The check returns what the notebook goes on with: the reader's answer where it is right, else
+    `ours`. A stub raises NotImplementedError. Any other error is told like a mistake, so that "Run all" goes on.
     """
+    if judge is None:
+        return functools.partial(check, ours=ours)
+    otherwise = "" if ours is None else " (the notebook goes on with our answer)"
 
     @functools.wraps(judge)
-    def told(*answers) -> None:
+    def told(answer):
         try:
-            print(f"right: {judge(*answers)}")
+            print(f"right: {judge(answer)}")
+            return answer
         except NotImplementedError:
-            print("not attempted yet")
+            print(f"not attempted yet{otherwise}")
         except Mistake as mistake:
-            print(f"not yet: {mistake}")
+            print(f"not yet: {mistake}{otherwise}")
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
-            print(f"not yet: your code stopped with {type(error).__name__}: {first_line}")
+            print(f"not yet: your code stopped with {type(error).__name__}: {first_line}{otherwise}")
+        return ours
 
     return told
 
