@@ -86,7 +86,7 @@ class Plan:
     evaluate_every: int = 40
     rates: tuple[float, ...] = (0.005, 0.01, 0.02)  # continued where an end is best
     sweep_seeds: tuple[int, ...] = (0, 1)
-    seeds: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
+    seeds: tuple[int, ...] = (2, 3, 4, 5, 6)
 
 
 QUICK = Plan(steps=60, sweep_seeds=(0,), seeds=(2, 3))
