@@ -94,7 +94,7 @@ def draw_rates(swept: Mapping[str, Mapping[float, Sequence[float]]]) -> plt.Figu
             axes.plot(rates[best], means[best], "o", ms=11, mfc="none", mew=1.8, color=COLOURS[name])
         ticks = sorted({rate for by_rate in swept.values() for rate in by_rate})
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+        axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
         axes.minorticks_off()
         axes.set(xlabel="peak learning rate", ylabel="loss (nats per token)", title="Every layer at several rates")
         axes.legend(ncols=2)
@@ -116,15 +116,18 @@ def draw_seeds(ends: Mapping[str, Sequence[float]]) -> plt.Figure:
     return closed(figure)
 
 
-def draw_live(curves: Mapping[str, Mapping[int, Sequence[float]]], steps: Sequence[int]) -> plt.Figure:
-    """Losses on held-out text while training, by kind and seed."""
+def draw_live(
+    curves: Mapping[str, Sequence[float]], steps: Sequence[int], baselines: Mapping[str, float]
+) -> plt.Figure:
+    """Losses on held-out text while training, by kind; baselines are horizontal reference lines."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-        for name, by_seed in curves.items():
-            for i, losses in enumerate(by_seed.values()):
-                label = name if i == 0 else None
-                axes.plot(steps, losses, "-" if i == 0 else "--", color=COLOURS[name], lw=1.6, label=label)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title="Two layers, live")
+        figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+        for name, losses in curves.items():
+            axes.plot(steps, losses, ".-", color=COLOURS[name], lw=1.6, label=name)
+        for name, loss in baselines.items():
+            axes.axhline(loss, color=GREY, ls="--", lw=1)
+            axes.annotate(name, (0.01, loss), xycoords=("axes fraction", "data"), va="bottom", color=GREY)
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title="The same bend, with a gate and without")
         axes.legend()
     return closed(figure)
 
@@ -137,7 +140,7 @@ def draw_dead(toy: Mapping[float, Sequence[float]], model: Mapping[float, Sequen
         for (rate, shares), colour in zip(toy.items(), colours, strict=False):
             panels[0].plot([100 * share for share in shares], color=colour, label=f"rate {rate:g}")
         for (rate, shares), colour in zip(model.items(), colours, strict=False):
-            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour, label=f"rate {rate:g}")
+            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour, label=f"rate {rate:.2g}")
         panels[0].set(xlabel="step", ylabel="dead ReLU units (%)", title="On z = x · y", ylim=(-3, 103))
         panels[1].set(xlabel="step", title="In the language model")
         for panel in panels:
