@@ -11,8 +11,8 @@ from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 COLOURS = {
     "sigmoid": GREY, "tanh": PURPLE, "ReLU": ORANGE, "GELU": GREEN, "SiLU": SKY, "bilinear": VERMILION, "SwiGLU": BLUE,
-    "linear": GREY,
 }  # fmt: skip
+PAIR_COLOURS = GREY, ORANGE, GREEN, BLUE  # of the four bends
 
 
 def closed(figure: plt.Figure) -> plt.Figure:
@@ -81,38 +81,42 @@ def draw_errors(errors: Mapping[str, np.ndarray], reach: float, trained: float, 
     return closed(figure)
 
 
-def draw_rates(swept: Mapping[str, Mapping[float, Sequence[float]]]) -> plt.Figure:
-    """Final losses of the sweep: by kind, for each learning rate one number for each seed. A ring marks the best."""
+def draw_rates(
+    swept: Mapping[str, Mapping[float, Sequence[float]]], pairs: Mapping[str, tuple[str, str]]
+) -> plt.Figure:
+    """Final losses of the sweep against the rate; pairs: for each bend the kind without a gate and that with one."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-        for name, by_rate in swept.items():
-            rates = sorted(by_rate)
-            means = [np.mean(by_rate[rate]) for rate in rates]
-            style = "--" if name == "linear" else "-"
-            axes.plot(rates, means, style, marker=".", color=COLOURS[name], lw=1.6, label=name)
-            best = int(np.argmin(means))
-            axes.plot(rates[best], means[best], "o", ms=11, mfc="none", mew=1.8, color=COLOURS[name])
-        ticks = sorted({rate for by_rate in swept.values() for rate in by_rate})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
-        axes.minorticks_off()
-        axes.set(xlabel="peak learning rate", ylabel="loss (nats per token)", title="Every layer at several rates")
-        axes.legend(ncols=2)
+        figure, panels = plt.subplots(1, len(pairs), figsize=(9, 3), layout="constrained", sharey=True)
+        for panel, (bend, names), colour in zip(panels, pairs.items(), PAIR_COLOURS, strict=False):
+            for name, style in zip(names, (dict(ls="--", mfc="white"), dict(ls="-")), strict=True):
+                rates = sorted(swept[name])
+                means = [np.mean(swept[name][rate]) for rate in rates]
+                panel.plot(rates, means, marker="o", ms=5, color=colour, lw=1.6, label=name, **style)
+            panel.set_xscale("log")
+            panel.set_xticks(rates[::2], [f"{rate:.2g}" for rate in rates[::2]])
+            panel.minorticks_off()
+            panel.set(xlabel="peak rate", title=f"bend: {bend}")
+            panel.legend()
+        panels[0].set(ylabel="loss (nats per token)")
     return closed(figure)
 
 
-def draw_seeds(ends: Mapping[str, Sequence[float]]) -> plt.Figure:
-    """Final losses by kind, a dot for each seed, seeds joined by thin lines, means as bars."""
-    names = list(ends)
+def draw_pairs(ends: Mapping[str, Sequence[float]], pairs: Mapping[str, tuple[str, str]]) -> plt.Figure:
+    """Final losses with and without a gate, bend by bend: a thin line for each seed, a bar for the mean."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        for seed in zip(*ends.values(), strict=True):
-            axes.plot(range(len(names)), seed, color=GREY, alpha=0.35, lw=0.8)
-        for i, name in enumerate(names):
-            axes.plot([i] * len(ends[name]), ends[name], "o", ms=5, color=COLOURS[name])
-            axes.plot([i - 0.25, i + 0.25], [np.mean(ends[name])] * 2, color="black", lw=2)
-        axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="loss (nats per token)", title="Equal weights, each at its best rate")
+        figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+        ticks = []
+        for i, ((without, gated), colour) in enumerate(zip(pairs.values(), PAIR_COLOURS, strict=False)):
+            places = 2.6 * i, 2.6 * i + 1
+            ticks += zip(places, (without, gated), strict=True)
+            for two in zip(ends[without], ends[gated], strict=True):
+                axes.plot(places, two, color=colour, alpha=0.5, lw=0.9)
+            for place, name, face in zip(places, (without, gated), ("white", colour), strict=True):
+                axes.plot([place] * len(ends[name]), ends[name], "o", ms=5, color=colour, mfc=face)
+                axes.plot([place - 0.32, place + 0.32], [np.mean(ends[name])] * 2, color="black", lw=2)
+        axes.set_xticks(*zip(*ticks, strict=True))
+        axes.grid(axis="x", visible=False)
+        axes.set(ylabel="loss (nats per token)", title="Equal weights, each at its best rate: hollow without a gate")
     return closed(figure)
 
 
