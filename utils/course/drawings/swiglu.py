@@ -36,9 +36,9 @@ def one_unit() -> Sketch:
 
 def plain_and_gated() -> Sketch:
     """A plain feed-forward layer beside a gated one, the area of each matrix to scale."""
-    d = 50  # pixels for D
+    d = 45  # pixels for D
     draw = Sketch(
-        884, 372,
+        814, 344,
         "Two layers of equal size, the areas of their matrices to scale. Left, the plain layer: x of width D goes "
         "through w_up, D wide and 4 D high, then the bend, then w_down, 4 D wide and D high: two matrices, 8 D squared "
         "weights. Right, the gated layer: x goes through two matrices, value and gate, each D wide and 8/3 D high; the "
@@ -46,35 +46,35 @@ def plain_and_gated() -> Sketch:
         "weights.",
     )  # fmt: skip
 
-    middle = 200
-    draw.text(210, 12, "plain: 2 matrices of D · 4D = 8 D²", 16, bold=True)
+    middle = 186
+    draw.text(196, 10, "plain: 2 matrices of D · 4D = 8 D²", 16, bold=True)
     x = draw.box(0, middle - d / 2, 22, d, "x", "blue", round=3)
-    up = draw.box(50, middle - 2 * d, d, 4 * d, "w_up", "orange", 14, round=2)
-    bend = draw.box(122, middle - 22, 54, 44, "bend", "plain", bold=True)
-    down = draw.box(198, middle - d / 2, 4 * d, d, "w_down", "purple", round=2)
-    y = draw.box(424, middle - d / 2, 22, d, "y", "blue", round=3)
+    up = draw.box(46, middle - 2 * d, d, 4 * d, "w_up", "orange", 14, round=2)
+    bend = draw.box(115, middle - 20, 54, 40, "bend", "plain", bold=True)
+    down = draw.box(193, middle - d / 2, 4 * d, d, "w_down", "purple", round=2)
+    y = draw.box(397, middle - d / 2, 22, d, "y", "blue", round=3)
     for start, end in ((x, up), (up, bend), (bend, down), (down, y)):
         draw.arrow(start.right, end.left)
-    draw.shape(75, middle + 2 * d + 16, "(4D, D)")
-    draw.shape(298, middle + d / 2 + 16, "(D, 4D)")
+    draw.shape(up.centre[0], middle + 2 * d + 16, "(4D, D)")
+    draw.shape(down.centre[0], middle + d / 2 + 16, "(D, 4D)")
 
-    left, f = 480, 8 / 3 * d
-    draw.text(left + 200, 12, "gated: 3 matrices of D · 8/3 D = 8 D²", 16, bold=True)
+    left, f = 452, 8 / 3 * d
+    draw.text(left + 180, 10, "gated: 3 matrices of D · 8/3 D = 8 D²", 16, bold=True)
     x = draw.box(left, middle - d / 2, 22, d, "x", "blue", round=3)
-    value = draw.box(left + 58, middle - f - 12, d, f, "value", "orange", 14, round=2)
-    gate = draw.box(left + 58, middle + 12, d, f, "gate", "green", 14, round=2)
-    silu = draw.box(left + 131, gate.centre[1] - 22, 54, 44, "SiLU", "green", bold=True)
-    times = draw.circle(left + 158, middle, 17, "×", "yellow")
-    down = draw.box(left + 208, middle - d / 2, f, d, "w_down", "purple", round=2)
-    y = draw.box(left + 382, middle - d / 2, 22, d, "y", "blue", round=3)
-    draw.arrow(x.right, (left + 40, middle), (left + 40, value.left[1]), value.left)
-    draw.arrow(x.right, (left + 40, middle), (left + 40, gate.left[1]), gate.left)
+    value = draw.box(left + 56, middle - f - 10, d, f, "value", "orange", 14, round=2)
+    gate = draw.box(left + 56, middle + 10, d, f, "gate", "green", 14, round=2)
+    silu = draw.box(left + 123, gate.centre[1] - 20, 54, 40, "SiLU", "green", bold=True)
+    times = draw.circle(left + 150, middle, 17, "×", "yellow")
+    down = draw.box(left + 194, middle - d / 2, f, d, "w_down", "purple", round=2)
+    y = draw.box(left + 340, middle - d / 2, 22, d, "y", "blue", round=3)
+    draw.arrow(x.right, (left + 38, middle), (left + 38, value.left[1]), value.left)
+    draw.arrow(x.right, (left + 38, middle), (left + 38, gate.left[1]), gate.left)
     draw.arrow(value.right, (times.top[0], value.right[1]), times.top)
     draw.arrow(gate.right, silu.left)
     draw.arrow(silu.top, times.bottom)
     draw.arrow(times.right, down.left)
     draw.arrow(down.right, y.left)
-    draw.shape(left + 83, middle - f - 28, "(8/3 D, D)")
-    draw.shape(left + 83, middle + f + 28, "(8/3 D, D)")
-    draw.shape(left + 208 + f / 2, middle + d / 2 + 16, "(D, 8/3 D)")
+    draw.shape(value.centre[0], value.y - 14, "(8/3 D, D)")
+    draw.shape(gate.centre[0], gate.y + f + 16, "(8/3 D, D)")
+    draw.shape(down.centre[0], middle + d / 2 + 16, "(D, 8/3 D)")
     return draw

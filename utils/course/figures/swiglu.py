@@ -144,7 +144,7 @@ def draw_dead(toy: Mapping[float, Sequence[float]], model: Mapping[float, Sequen
         for (rate, shares), colour in zip(toy.items(), colours, strict=False):
             panels[0].plot([100 * share for share in shares], color=colour, label=f"rate {rate:g}")
         for (rate, shares), colour in zip(model.items(), colours, strict=False):
-            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour, label=f"rate {rate:.2g}")
+            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour, label=f"rate {rate:g}")
         panels[0].set(xlabel="step", ylabel="dead ReLU units (%)", title="On z = x · y", ylim=(-3, 103))
         panels[1].set(xlabel="step", title="In the language model")
         for panel in panels:
