@@ -44,8 +44,8 @@ def one_word() -> Sketch:
     """The way of *her* through the router and two of four experts, with the numbers of the chapter."""
     draw = Sketch(
         870, 330,
-        "The word her, the vector 2, 1, meets a router with four directions. The logits are plus 2 for expert 0, plus 1 "
-        "for expert 1, minus 2 and minus 1 for experts 2 and 3. The two largest are kept and get the weights 0.731 and "
+        "The word her, the vector 2, 1, meets a router with four directions. The logits are +2 for expert 0, +1 "
+        "for expert 1, −2 and −1 for experts 2 and 3. The two largest are kept and get the weights 0.731 and "
         "0.269. Experts 0 and 1 compute, experts 2 and 3 stay idle. The weighted sum is 2.54, 1.27.",
     )  # fmt: skip
     her = draw.box(0, 140, 88, 58, "her\n(2, 1)", "here", bold=True)
