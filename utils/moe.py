@@ -71,8 +71,8 @@ class SigmoidRouter(Fp32Buffers):
 
     The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts
     that got fewer tokens than the mean and down for the others (arXiv 2408.15664). Where experts
-    are in groups, a token first keeps the groups whose two best biased scores are largest. Where the
-    configuration weighs a balance loss, the record gets the sequence-level loss of DeepSeek-V3
+    are in groups, a token first keeps the groups whose two best biased scores are largest. Where
+    the configuration weighs a balance loss, the record gets the sequence-level loss of DeepSeek-V3
     (arXiv 2412.19437, sec. 2.1.2), 1 at perfect balance.
     """
 

@@ -129,7 +129,7 @@ def check_dispatch(answer) -> str:
     )
     expect(
         not close(y, (twice * weights[..., None]).sum(dim=1)),
-        "rows[order] sorts a second time: to undo a sort, write to these places, outputs[order] = rows",
+        "rows[order] sorts a second time:\nto undo a sort, write to these places, outputs[order] = rows",
     )
     expect(
         not close(y, last_only),
@@ -138,7 +138,7 @@ def check_dispatch(answer) -> str:
     )
     expect(
         not close(y, outputs.sum(dim=1)),
-        "every expert counts fully: multiply its output by the weight that the router gave it",
+        "every expert counts fully:\nmultiply its output by the weight that the router gave it",
     )
     unsorted = x.repeat_interleave(2, dim=0)
     groups = torch.arange(5).repeat_interleave(torch.bincount(chosen.flatten(), minlength=5))
