@@ -110,13 +110,18 @@ def draw_head_start(with_help: np.ndarray, without: np.ndarray, help_ends: int, 
     return figure
 
 
-def draw_losses(losses: dict[str, Sequence[float]], xlabel: str, colours: dict[str, str] | None = None) -> plt.Figure:
-    """A row for each name: every seed as a dot, the mean as a bar."""
+def draw_losses(
+    losses: dict[str, Sequence[float]], xlabel: str, colours: dict[str, str] | None = None, joined: bool = False
+) -> plt.Figure:
+    """A row for each name: every seed as a dot, the mean as a bar. joined: a line through the dots of one seed."""
     with plt.rc_context(STYLE):
         figure, (axes,) = panels(1, 7, 0.9 + 0.5 * len(losses))
+        if joined:
+            for seed in zip(*losses.values(), strict=True):
+                axes.plot(seed, range(len(losses)), color="#bbbbbb", lw=1, zorder=1)
         for row, (name, values) in enumerate(losses.items()):
             colour = (colours or {}).get(name, COLOURS[row])
-            axes.plot(values, [row] * len(values), "o", ms=9, mfc="none", mec=colour, mew=2)
+            axes.plot(values, [row] * len(values), "o", ms=9, mfc="white", mec=colour, mew=2)
             axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, lw=3)
         axes.set_yticks(range(len(losses)), list(losses))
         axes.set(xlabel=xlabel, ylim=(len(losses) - 0.5, -0.5))
