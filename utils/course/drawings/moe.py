@@ -43,38 +43,38 @@ def one_expert() -> Sketch:
 def one_word() -> Sketch:
     """The way of *her* through the router and two of four experts, with the numbers of the chapter."""
     draw = Sketch(
-        870, 330,
+        818, 330,
         "The word her, the vector 2, 1, meets a router with four directions. The logits are +2 for expert 0, +1 "
         "for expert 1, −2 and −1 for experts 2 and 3. The two largest are kept and get the weights 0.731 and "
         "0.269. Experts 0 and 1 compute, experts 2 and 3 stay idle. The weighted sum is 2.54, 1.27.",
     )  # fmt: skip
     her = draw.box(0, 140, 88, 58, "her\n(2, 1)", "here", bold=True)
     draw.text(214, 14, "router: 4 logits", 14, colour=MUTED)
-    draw.text(371, 14, "softmax of the top 2", 14, colour=MUTED)
-    draw.text(560, 14, "experts", 14, colour=MUTED)
+    draw.text(365, 14, "softmax of the top 2", 14, colour=MUTED)
+    draw.text(522, 14, "experts", 14, colour=MUTED)
     names = ("right", "up", "left", "down")
     logits, weights, outputs = ("+2", "+1", "−2", "−1"), ("0.731", "0.269"), ("(2, 1)", "(4, 2)")
-    plus = draw.circle(716, 169, 17, "+")
+    plus = draw.circle(672, 169, 17, "+")
     for e in range(4):
         y = 34 + 76 * e
         runs = e < 2
         fill = EXPERT_FILL[e] if runs else "none"
         logit = draw.box(152, y, 124, 50, f"{names[e]}: {logits[e]}", fill, bold=runs, dashed=not runs)
         draw.arrow((her.x + her.width, 169), (120, 169), (120, logit.left[1]), logit.left)
-        expert = draw.box(496, y, 128, 50, f"expert {e}\n× {e + 1}" if runs else f"expert {e}\ndoes not run",
+        expert = draw.box(460, y, 124, 50, f"expert {e}\n× {e + 1}" if runs else f"expert {e}\ndoes not run",
                           fill, 14, dashed=not runs)  # fmt: skip
         if runs:
-            weight = draw.box(332, y + 5, 78, 40, weights[e], fill, bold=True)
+            weight = draw.box(326, y + 5, 78, 40, weights[e], fill, bold=True)
             draw.arrow(logit.right, weight.left)
             draw.arrow(weight.right, expert.left)
-            way = ((716, expert.right[1]), plus.top) if e == 0 else ((664, expert.right[1]), (664, 169), plus.left)
+            way = ((672, expert.right[1]), plus.top) if e == 0 else ((624, expert.right[1]), (624, 169), plus.left)
             draw.arrow(expert.right, *way)
-            draw.text(634, y + 12, outputs[e], 13, "start", MUTED)
+            draw.text(594, y + 12, outputs[e], 13, "start", MUTED)
         else:
-            draw.text(371, y + 25, "not chosen", 13, colour=MUTED)
-    out = draw.box(758, 140, 112, 58, "output\n(2.54, 1.27)", "plain", 14)
+            draw.text(365, y + 25, "not chosen", 13, colour=MUTED)
+    out = draw.box(706, 140, 112, 58, "output\n(2.54, 1.27)", "plain", 14)
     draw.arrow(plus.right, out.left)
-    draw.text(700, 256, "0.731 · (2, 1)\n+ 0.269 · (4, 2)", 14, colour=MUTED)
+    draw.text(672, 256, "0.731 · (2, 1)\n+ 0.269 · (4, 2)", 14, colour=MUTED)
     return draw
 
 
@@ -82,7 +82,7 @@ def sort_and_group() -> Sketch:
     """Six words to their experts and back: the flow of shapes in sorted dispatch."""
     row, height = 25, 300
     draw = Sketch(
-        880, 386,
+        818, 386,
         "Sorted dispatch in five columns. Six words, each with two experts. Their twelve visits are sorted by expert, "
         "so that the three rows of each of the four experts lie together. Each expert computes its block in one "
         "product. The results go back into the order of the words, two for each word, and are weighed and summed to "
@@ -99,30 +99,30 @@ def sort_and_group() -> Sketch:
 
     for n, word in enumerate(WORDS):
         draw.box(0, of_word(n) + 8, 62, 34, word, "plain", 14)
-        draw.box(818, of_word(n) + 8, 62, 34, word, "plain", 14)
+        draw.box(756, of_word(n) + 8, 62, 34, word, "plain", 14)
     for i, (e, n, k) in enumerate(visits):
         y = of_row(i) + row / 2
-        draw.line((62, of_word(n) + 25), (170, y), colour=LINE)
-        draw.box(170, of_row(i) + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
-        draw.box(440, of_row(i) + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
-        draw.line((506, y), (612, of_word(n) + row * (k + 0.5)), colour=LINE)
+        draw.line((62, of_word(n) + 25), (150, y), colour=LINE)
+        draw.box(150, of_row(i) + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
+        draw.box(396, of_row(i) + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
+        draw.line((462, y), (556, of_word(n) + row * (k + 0.5)), colour=LINE)
     for e in range(4):
         block = top + 3 * row * e
-        expert = draw.box(288, block + 14, 100, 3 * row - 28, f"expert {e}", EXPERT_FILL[e], 14, bold=True)
-        draw.arrow((236, expert.left[1]), expert.left)
-        draw.arrow(expert.right, (440, expert.right[1]))
+        expert = draw.box(256, block + 14, 100, 3 * row - 28, f"expert {e}", EXPERT_FILL[e], 14, bold=True)
+        draw.arrow((216, expert.left[1]), expert.left)
+        draw.arrow(expert.right, (396, expert.right[1]))
     for n, pair in enumerate(CHOSEN):
         for k, e in enumerate(pair):
-            draw.box(612, of_word(n) + row * k + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
-        draw.line((684, of_word(n) + 4), (690, of_word(n) + 4), (690, of_word(n) + 46), (684, of_word(n) + 46))
-        draw.arrow((690, of_word(n) + 25), (818, of_word(n) + 25))
-    for x, title in ((31, "words"), (203, "sorted"), (338, "4 products"), (473, "results"), (645, "sort undone")):
+            draw.box(556, of_word(n) + row * k + 1.5, 66, row - 3, WORDS[n], EXPERT_FILL[e], 13, round=3)
+        draw.line((628, of_word(n) + 4), (634, of_word(n) + 4), (634, of_word(n) + 46), (628, of_word(n) + 46))
+        draw.arrow((634, of_word(n) + 25), (756, of_word(n) + 25))
+    for x, title in ((31, "words"), (183, "sorted"), (306, "4 products"), (429, "results"), (589, "sort undone")):
         draw.text(x, 14, title, 14, colour=MUTED)
-    draw.text(849, 14, "output", 14, colour=MUTED)
-    draw.text(754, of_word(0) + 12, "weigh, sum", 13, colour=MUTED)
-    for x, shape in ((31, "(6, D)"), (203, "(12, D)"), (473, "(12, D)"), (645, "(6, 2, D)"), (849, "(6, D)")):
+    draw.text(787, 14, "output", 14, colour=MUTED)
+    draw.text(694, of_word(0) + 12, "weigh, sum", 13, colour=MUTED)
+    for x, shape in ((31, "(6, D)"), (183, "(12, D)"), (429, "(12, D)"), (589, "(6, 2, D)"), (787, "(6, D)")):
         draw.shape(x, top + height + 18, shape)
-    for x, code in ((116, "x[order // 2]"), (559, "outputs[order] = rows")):
+    for x, code in ((106, "x[order // 2]"), (509, "outputs[order] = rows")):
         draw.text(x, top + height + 42, code, 13, colour=MUTED, code=True)
     return draw
 
@@ -130,13 +130,13 @@ def sort_and_group() -> Sketch:
 def choice_and_weight() -> Sketch:
     """What chooses and what weighs, for *her* with a bias on expert 3."""
     draw = Sketch(
-        860, 346,
+        818, 346,
         "Four columns for four experts. The scores of her are 0.881, 0.731, 0.119 and 0.269. On the left way a bias of "
         "0, 0, 0 and 0.5 is added, which gives 0.881, 0.731, 0.119 and 0.769: experts 0 and 3 are chosen. On the right "
         "way the scores without the bias are taken from these two, divided by their sum and multiplied by 2.827: the "
         "weights are 2.17 and 0.66.",
     )  # fmt: skip
-    left, step, width = 196, 98, 84
+    left, step, width = 180, 98, 84
     rows = (
         (30, "score s", ("0.881", "0.731", "0.119", "0.269")),
         (102, "bias b", ("0", "0", "0", "0.5")),

@@ -30,7 +30,8 @@ def draw_directions(directions, x, words: Sequence[str], chosen) -> plt.Figure:
             words, np.asarray(x).tolist(), np.asarray(chosen).tolist(), strict=True
         ):
             axes.plot(a, b, "o", ms=15, color=COLOURS[first], mec=COLOURS[second], mew=5)
-            axes.annotate(word, (a, b), xytext=(0, 14), textcoords="offset points", ha="center", size=11)
+            name = "full stop" if word == "." else word
+            axes.annotate(name, (a, b), xytext=(0, 14), textcoords="offset points", ha="center", size=11)
         axes.set(xlim=(-3.2, 4), ylim=(-3, 3), xlabel="first number of the vector", ylabel="second number")
     return figure
 
