@@ -16,7 +16,7 @@ FILL = {
     "sky": "#ddf0fa", "purple": "#f1dfe9", "yellow": "#fbf7cd", "here": "#ffd54d", "none": "none",
 }  # fmt: skip
 FONT = "font-family='DejaVu Sans, Verdana, Helvetica, Arial, sans-serif'"
-MARGIN = 9
+MARGIN = 12
 
 
 class Place(NamedTuple):
