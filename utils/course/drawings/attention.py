@@ -88,9 +88,10 @@ def heads_and_shapes() -> Sketch:
     """Multi-head attention from (B, T, D) to (B, T, D), with the shape after each step."""
     draw = Sketch(
         880, 300,
-        "The shapes of multi-head attention. x (B, T, D) goes through three matrices; queries, keys and values are split "
-        "into heads, (B, H, T, d) each. Queries times keys are scores (B, H, T, T), the mask and the softmax make weights "
-        "of them, weights times values give (B, H, T, d); the heads are merged to (B, T, D) and mixed by a last matrix.",
+        "The shapes of multi-head attention. x (B, T, D) goes through three matrices; queries, keys and values are "
+        "split into heads, (B, H, T, d) each. Queries times keys are scores (B, H, T, T), the mask and the softmax "
+        "make weights of them, weights times values give (B, H, T, d); the heads are merged to (B, T, D) and mixed by "
+        "a last matrix.",
     )  # fmt: skip
     x = draw.box(0, 106, 62, 48, "x", "plain", 16, bold=True)
     draw.shape(31, 170, "(B, T, D)")
@@ -159,8 +160,8 @@ def residual_stream() -> Sketch:
     draw.text(0, y, "x from the\nblock before", 13, "start")
     draw.text(860, y, "x for the\nnext block", 13, "end")
     draw.text(552, y, "the residual stream: only added to", 14, colour=MUTED)
-    for x, name, fill, what in ((130, "attention", "here", "looks at\nother words"), (450, "experts", "plain",
-                                                                                    "think about\nthis word")):  # fmt: skip
+    branches = (130, "attention", "here", "looks at\nother words"), (450, "experts", "plain", "think about\nthis word")
+    for x, name, fill, what in branches:
         norm = draw.box(x, 62, 72, 44, "norm", "plain", 15)
         branch = draw.box(x + 106, 56, 108, 56, name, fill, 16, bold=True)
         draw.text(x + 160, 24, what, 13, colour=MUTED)
@@ -179,8 +180,9 @@ def cache_steps(words: Sequence[str] = ("lily", "lost", "her", "red")) -> Sketch
     """What is computed in each step of writing: without a cache every row again, with one the new row alone."""
     draw = Sketch(
         860, 320,
-        "Four steps of writing, from left to right. Above, without a cache: in step t the keys and values of all t words "
-        "are computed. Below, with a cache: the rows of earlier words are kept, and only the new word's row is computed.",
+        "Four steps of writing, from left to right. Above, without a cache: in step t the keys and values of all t "
+        "words are computed. Below, with a cache: the rows of earlier words are kept, and only the new word's row is "
+        "computed.",
     )  # fmt: skip
     row, width = 26, 64
     for n in range(len(words)):
@@ -190,8 +192,8 @@ def cache_steps(words: Sequence[str] = ("lily", "lost", "her", "red")) -> Sketch
             for t in range(n + 1):
                 new = t == n or not keeps
                 for c, kind in enumerate(("k", "v")):
-                    draw.box(x + c * width, top + t * row, width, row, f"{kind} {words[t]}", "here" if new else "sky", 13,
-                             round=2)  # fmt: skip
+                    place = x + c * width, top + t * row, width, row
+                    draw.box(*place, f"{kind} {words[t]}", "here" if new else "sky", 13, round=2)
     draw.text(0, 72, "without\na cache", 15, "start", bold=True)
     draw.text(0, 234, "with\na cache", 15, "start", bold=True)
     draw.line((0, 152), (860, 152))
