@@ -57,7 +57,8 @@ def influences(matrices: dict[str, Sequence], words: Sequence[str]) -> plt.Figur
     """A heat map for each matrix (T, T): how much answer i moves with input j, relative to the map's maximum."""
     figure, all_axes = plt.subplots(1, len(matrices), figsize=(8.4, 3.3), layout="constrained")
     for axes, (title, matrix) in zip(all_axes, matrices.items(), strict=True):
-        word_map(axes, np.asarray(matrix) / np.max(matrix), words, title)
+        matrix = np.asarray(matrix)
+        word_map(axes, matrix / matrix.max(), words, title)
         axes.set(xlabel="this word is changed", ylabel="")
     all_axes[0].set(ylabel="this answer moves")
     return figure
