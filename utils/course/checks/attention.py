@@ -86,38 +86,22 @@ def check_one_head(answer) -> str:
     for wrong, mistake in (
         ((scores * scale).softmax(-1) @ v, "nothing is masked: the answers depend on later words."),
         (hidden.softmax(-1) @ v, "the scores are not divided by the root of d."),
-        ((hidden * d**0.5).softmax(-1) @ v, "the scores are multiplied by the root of d: divide by it."),
-        (
-            (hidden / d).softmax(-1) @ v,
-            "the scores are divided by d.\nTheir variance is d, so their size is the root of d.",
-        ),
-        (
-            (hidden / math.sqrt(width)).softmax(-1) @ v,
-            f"you divide by the root of D = {width}.\nA score is a sum of d = {d} products: divide by the root of d.",
-        ),
-        (
-            (hidden / math.sqrt(length)).softmax(-1) @ v,
-            f"you divide by the root of T = {length}.\nA score is a sum of d = {d} products: divide by the root of d.",
-        ),
-        (
-            (scores * scale).softmax(-1).masked_fill(~past, 0) @ v,
-            "you mask the weights after the softmax, so the rows no longer sum to 1.\n"
-            "Mask the scores before it, with minus infinity.",
-        ),
-        (
-            (scores * scale).masked_fill(~past, 0).softmax(-1) @ v,
-            "a masked score of 0 still gets a weight, for e to the 0 is 1.\nIt takes minus infinity.",
-        ),
-        (
-            (hidden * scale).softmax(0) @ v,
-            "the softmax runs down the columns. Each row must sum to 1.",
-        ),
-        (
-            (scores.mT * scale).masked_fill(~past, -math.inf).softmax(-1) @ v,
-            "queries and keys have changed places: row t asks for word t.",
-        ),
+        ((hidden / d).softmax(-1) @ v,
+         "the scores are divided by d.\nTheir variance is d, so their size is the root of d."),
+        ((hidden / math.sqrt(width)).softmax(-1) @ v,
+         f"you divide by the root of D = {width}.\nA score is a sum of d = {d} products: divide by the root of d."),
+        ((hidden / math.sqrt(length)).softmax(-1) @ v,
+         f"you divide by the root of T = {length}.\nA score is a sum of d = {d} products: divide by the root of d."),
+        ((scores * scale).softmax(-1).masked_fill(~past, 0) @ v,
+         "you mask the weights after the softmax, so the rows no longer sum to 1.\n"
+         "Mask the scores before it, with minus infinity."),
+        ((scores * scale).masked_fill(~past, 0).softmax(-1) @ v,
+         "a masked score of 0 still gets a weight, for e to the 0 is 1.\nIt takes minus infinity."),
+        ((hidden * scale).softmax(0) @ v, "the softmax runs down the columns. Each row must sum to 1."),
+        ((scores.mT * scale).masked_fill(~past, -math.inf).softmax(-1) @ v,
+         "queries and keys have changed places: row t asks for word t."),
         ((hidden * scale).masked_fill(~past, 0) @ v, "there is no softmax between scores and mixture."),
-    ):
+    ):  # fmt: skip
         expect(not close(mixtures, wrong), mistake)
     expect(
         close(mixtures, (hidden * scale).softmax(-1) @ v, 1e-4),
@@ -247,7 +231,6 @@ def check_read_in_pieces(answer) -> str:
          "When it rises by m, multiply total and mixture so far by exp(-m)."),
         (mixed.sum(0) / (kept @ totals), "the total is rescaled when the largest score rises, the mixture is not."),
         (kept @ mixed / totals.sum(), "the mixture is rescaled when the largest score rises, the total is not."),
-        ((scores / d**0.5).exp() @ values, "the mixture is not divided by the sum of the exponentials."),
         (kept @ mixed, "the mixture is not divided by the sum of the exponentials."),
     ):  # fmt: skip
         expect(not close(mixture, wrong), mistake)
