@@ -48,17 +48,24 @@ def scores_against_width(widths: Sequence[int], variance: Sequence, raw: Sequenc
     right.semilogx(widths, raw, "o-", color=ORANGE, label="softmax(q·k)")
     right.semilogx(widths, scaled, "o-", color=BLUE, label="softmax(q·k / √d)")
     right.set(xlabel="head width d", ylabel="largest of 16 weights", ylim=(0, 1))
-    right.legend()
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.45))
+    for axes in (left, right):
+        axes.set_xticks(widths, widths)
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     return figure
 
 
 @closed
 def influences(matrices: dict[str, Sequence], words: Sequence[str]) -> plt.Figure:
-    """A heat map for each matrix (T, T): how much answer i moves with input j, relative to the map's maximum."""
+    """A heat map for each matrix (T, T): how much answer i moves with input j. Exact zeros stay white.
+
+    Colours are the root of the share of the map's maximum, which lets small influences be seen.
+    """
     figure, all_axes = plt.subplots(1, len(matrices), figsize=(8.4, 3.3), layout="constrained")
     for axes, (title, matrix) in zip(all_axes, matrices.items(), strict=True):
         matrix = np.asarray(matrix)
-        word_map(axes, matrix / matrix.max(), words, title)
+        shares = np.ma.masked_equal(matrix, 0.0) / matrix.max()
+        word_map(axes, np.ma.sqrt(shares), words, title)
         axes.set(xlabel="this word is changed", ylabel="")
     all_axes[0].set(ylabel="this answer moves")
     return figure
@@ -96,7 +103,8 @@ def scores_by_distance(table: dict[int, Sequence], rotation: dict[int, Sequence]
         right.plot(range(len(rotation[i])), rotation[i], mark, ms=size, color=colour, label=f"query at {i}")
     left.set(xlabel="distance i − j in words", ylabel="score q·k", title="Learned positions (untrained)")
     right.set(xlabel="distance i − j in words", title="Rotation")
-    right.legend(fontsize=8)
+    right.set_ylim(bottom=right.get_ylim()[0] - 4)
+    right.legend(fontsize=9, ncols=2, loc="lower center")
     return figure
 
 
@@ -104,7 +112,7 @@ def scores_by_distance(table: dict[int, Sequence], rotation: dict[int, Sequence]
 def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence]) -> plt.Figure:
     """Over depth: how alike the words are, and the gradient of each layer's W_q. By name, (seeds, layers) each."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.1), layout="constrained")
-    for name, colour in zip(alike, (BLUE, VERMILION), strict=True):
+    for name, colour in zip(alike, (BLUE, GREEN, VERMILION), strict=True):
         for axes, values, first in ((left, alike[name], 0), (right, gradients[name], 1)):
             values = np.asarray(values)
             layers = np.arange(first, first + values.shape[1])
@@ -112,7 +120,7 @@ def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence])
             axes.plot(layers, np.median(values, axis=0), color=colour, label=name)
     left.set(xlabel="after layer", ylabel="mean cosine of two words", ylim=(-0.05, 1.05))
     right.set(xlabel="layer", ylabel="gradient of W_q (RMS)", yscale="log")
-    left.legend()
+    right.legend(*left.get_legend_handles_labels(), loc="center", bbox_to_anchor=(0.5, 0.6), fontsize=9)
     return figure
 
 
