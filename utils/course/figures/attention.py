@@ -172,7 +172,7 @@ def memory_of_a_cache(tokens: Sequence[int], bytes_per_token: dict[str, int], me
     axes.set(xlabel="tokens in the cache", ylabel="GB")
     axes.set_xticks(tokens, [f"{n:,}" for n in tokens])
     axes.minorticks_off()
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="lower right", fontsize=9)
     return figure
 
 
