@@ -68,7 +68,7 @@ def hide_future(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch
 
 
 def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> same, in fp32; mask as above."""
+    """Attention weights (B, H, T, S), in fp32, from logits that have their scale; mask as above."""
     return hide_future(logits, mask).softmax(dim=-1, dtype=torch.float32)
 
 

@@ -21,7 +21,7 @@ class LearnedPositions(nn.Embedding):
         super().__init__(config.block_size, config.d_model)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """x (B, T, D), positions (T,) int64 -> x with the vectors of its positions (B, T, D), no angles."""
+        """x (B, T, D), positions (T,) int64 -> x plus their vectors (B, T, D), and no angles."""
         return x + super().forward(positions), None
 
 
