@@ -15,7 +15,8 @@ class NGram:
         self.order = order
         self.vocab_size = vocab_size
         self.shorter = NGram(tokens, order - 1, vocab_size) if order > 0 else None
-        self.count = Counter(zip(*(tokens[i:] for i in range(order))))  # c(h, w): all sequences of that length
+        shifted = [tokens[i:] for i in range(order)]
+        self.count = Counter(zip(*shifted, strict=False))  # c(h, w): every sequence of that length
         self.total = Counter()  # c(h): how often the history h was seen
         self.kinds = Counter()  # m(h): how many different tokens followed it
         for sequence, n in self.count.items():

@@ -20,7 +20,12 @@ def text_to_rows() -> Sketch:
         "each token has an id, such as 10 for her; and each id picks one row of a table with V rows and D columns, so "
         "that six tokens become six rows of numbers.",
     )  # fmt: skip
-    for y, name, shape in ((22, "text", "str"), (98, "tokens", "T strings"), (174, "ids", "(T,)"), (286, "rows", "(T, D)")):
+    for y, name, shape in (
+        (22, "text", "str"),
+        (98, "tokens", "T strings"),
+        (174, "ids", "(T,)"),
+        (286, "rows", "(T, D)"),
+    ):
         draw.text(0, y - 9, name, 15, "start", bold=True)
         draw.shape(0, y + 12, shape, "start")
     left, step, width = 112, 80, 68
@@ -98,7 +103,7 @@ def merge_tree(token: bytes, ranks: Mapping[bytes, int]) -> Sketch:
         f"A tree whose leaves are the bytes of the piece {written}, from left to right. Neighbours are joined two at a "
         f"time to larger pieces, each with the id that it got when it was learned, until one piece is left at the top.",
     )  # fmt: skip
-    for first, last, height, piece, parts in found:
+    for first, last, height, _, parts in found:
         x, y = place[first, last]
         if height:
             middle = first + len(parts[0])
