@@ -1,4 +1,4 @@
-"""Answers to the exercises of 01 · Tokenizer as readers may give them: wrong ones, each with its mistake, and right ones."""
+"""Answers to the exercises of 01 · Tokenizer: wrong ones, each with its mistake, and right ones."""
 
 WRONG = {
     "check_encode_text": [

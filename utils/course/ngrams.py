@@ -1,4 +1,7 @@
-"""How far counting gets: the losses of models that only count short sequences, as numbers to beat."""
+"""How far counting gets: the losses of models that only count short sequences, as numbers to beat.
+
+`NGram` is the one to read, `ngram_losses` the fast one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 
 
 class NGram:
-    """A model that counts sequences of `order` tokens; order 0 is the even guess. `ngram_losses` is the fast one."""
+    """A model that counts sequences of `order` tokens; order 0 is the even guess."""
 
     def __init__(self, tokens: Sequence[int], order: int, vocab_size: int):
         self.order = order
@@ -25,7 +28,7 @@ class NGram:
             self.kinds[history] += 1
 
     def p(self, history: Sequence[int], token: int) -> float:
-        """The probability of `token` after `history`: the tokens before it, order - 1 of them at least."""
+        """The probability of `token` after `history`, the order - 1 tokens before it or more."""
         if self.order == 0:
             return 1 / self.vocab_size
         history = tuple(history[len(history) - self.order + 1 :])
