@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from utils.plots import GREEN, GREY, ORANGE, PURPLE, STYLE
 
 COLOURS = {"book": ORANGE, "stories": GREEN}  # the two kinds of text, in every figure
 
@@ -82,9 +82,9 @@ def bytes_per_token(sizes: Sequence[int], curves: Mapping[str, Sequence[float]],
         figure, axes = plt.subplots()
         for (name, curve), line in zip(curves.items(), ("-", "--"), strict=True):
             axes.semilogx(sizes, curve, line, marker="o", ms=4, color=PURPLE, label=name)
-        axes.axhline(words, color=BLUE, ls=":", lw=2)
+        axes.axhline(words, color=GREY, ls=":", lw=2)
         axes.annotate("words and signs, the last chapters", (sizes[0], words), xytext=(0, 4),
-                      textcoords="offset points", color=BLUE)  # fmt: skip
+                      textcoords="offset points", color="#505050")  # fmt: skip
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set(
@@ -103,7 +103,7 @@ def counting(losses: Mapping[str, Sequence[float]]) -> Figure:
         for name, loss in losses.items():
             axes.plot(range(len(loss)), loss, "o-", color=COLOURS[name], lw=2, label=name)
         for order, loss in enumerate(losses["stories"][:4]):
-            axes.annotate(f"{loss:.2f}", (order, loss), xytext=(0, -14), textcoords="offset points", ha="center")
+            axes.annotate(f"{loss:.2f}", (order, loss), xytext=(-6, -13), textcoords="offset points", ha="right")
         longest = max(map(len, losses.values()))
         names = ["even\nguess", "1\nunigram", "2\nbigram", "3\ntrigram", *map(str, range(4, longest))]
         axes.set_xticks(range(longest), names)
