@@ -15,7 +15,7 @@ def text_to_rows() -> Sketch:
     """The sentence as text, as tokens, as ids, and as rows of a table with four columns."""
     words, ids = ["lily", "lost", "her", "red", "ball", "."], [165, 64, 10, 45, 100, 2]
     draw = Sketch(
-        800, 348,
+        800, 356,
         "Four stages from top to bottom. The text Lily lost her red ball with its full stop is cut into six tokens; "
         "each token has an id, such as 10 for her; and each id picks one row of a table with V rows and D columns, so "
         "that six tokens become six rows of numbers.",

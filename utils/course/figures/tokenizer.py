@@ -102,7 +102,8 @@ def counting(losses: Mapping[str, Sequence[float]]) -> Figure:
         figure, axes = plt.subplots()
         for name, loss in losses.items():
             axes.plot(range(len(loss)), loss, "o-", color=COLOURS[name], lw=2, label=name)
-        for order, loss in enumerate(losses["stories"][:4]):
+        for order in (1, 2, 3):
+            loss = losses["stories"][order]
             axes.annotate(f"{loss:.2f}", (order, loss), xytext=(-6, -13), textcoords="offset points", ha="right")
         longest = max(map(len, losses.values()))
         names = ["even\nguess", "1\nunigram", "2\nbigram", "3\ntrigram", *map(str, range(4, longest))]
