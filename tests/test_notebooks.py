@@ -18,10 +18,6 @@ HOMES = {  # else one module of the chapter's name
 }
 # Numbers of the text that nothing in their notebook shows: to be printed, computed or taken out. None may be added.
 KNOWN = {
-    "01_tokenizer": (
-        "300 | 655 | 3,164 | 6,764 | 413 | 0.41 % | 0.74 % | 1.68 % | 68.2 % | 0.23 % | 512 | 224 | "
-        "4,954 | 6,584 | 6.2 | 5.16 | 2.25 | 1.46 | 1.05 | 1.13 | 775 | 5.62 | 3.84 | 3.45 | 557 | 160,000"
-    ),
     "04_swiglu": "0.278 | 1.278 | 0.0000001 | 2.25 | 144 | 13,824 | 0.15 | 125 | 3.52 | 3.93",
     "05_muonclip": (
         "0.93 | 0.485 | 485 | 10,000 | 100.5 | 1.41 | 1.46 | 1.56 | 900 | 1,800 | 1.38 | 1.37 | 1.33 | 180,000 | 2.35"

@@ -127,7 +127,8 @@ class Sketch:
         card = f"<rect x='0' y='0' width='{width:g}' height='{height:g}' rx='10' fill='{PAPER}'/>"
         return (
             f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{scale * width:.0f}' "
-            f"height='{scale * height:.0f}' style='max-width:100%;height:auto' role='img' aria-label='{escape(self.alt, True)}'>"
+            f"height='{scale * height:.0f}' style='max-width:100%;height:auto' role='img' "
+            f"aria-label='{escape(self.alt, True)}'>"
             f"<title>{escape(self.alt)}</title>{head}{card}"
             f"<g transform='translate({MARGIN} {MARGIN})'>{''.join(self.parts)}</g></svg>"
         )
