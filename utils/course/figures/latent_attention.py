@@ -25,8 +25,8 @@ def squeezed(shares: Mapping[str, Sequence[float]], losses: Mapping[int, float],
         left.legend(loc="lower right")
         right.plot(list(losses), list(losses.values()), "o-", color=BLUE)
         right.axhline(losses[full], color=GREY, ls="--")
-        right.annotate("all directions", (full, losses[full]), (0, -4), textcoords="offset points",
-                       ha="right", va="top", color=GREY)  # fmt: skip
+        right.annotate("all directions", (full, losses[full]), (0, 5), textcoords="offset points",
+                       ha="right", color=GREY)  # fmt: skip
         right.set(xlabel=f"directions kept, of {full}", ylabel="loss (nats per letter)")
     plt.close(figure)
     return figure
@@ -107,7 +107,7 @@ def by_place(
 ) -> plt.Figure:
     """Loss against the place in the text, (seeds, places) of each way: mean of the seeds, and all of them, faint."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.6), sharey=True, layout="constrained")
+        figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.6), layout="constrained")
         for axes, ways, title in zip(panels, (before, after), titles, strict=True):
             for (name, losses), colour in zip(ways.items(), (GREY, ORANGE, GREEN), strict=True):
                 binned = losses.unflatten(1, (-1, 8)).mean(dim=2)  # (seeds, places / 8)
@@ -116,8 +116,9 @@ def by_place(
                     axes.plot(places, one, color=colour, lw=0.7, alpha=0.4)
                 axes.plot(places, binned.mean(dim=0), color=colour, lw=2.2, label=name)
             axes.axvline(trained, color=GREY, ls=":", lw=1)
-            axes.annotate(f"trained at {trained}", (trained, 0.99), (4, 0), xycoords=("data", "axes fraction"),
-                          textcoords="offset points", va="top", color=GREY)  # fmt: skip
+            axes.annotate(f"trained at {trained}", (trained, 0.02), (4, 0), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", color=GREY)  # fmt: skip
+            axes.margins(y=0.12)
             axes.set(xlabel="place in the text (letters)", title=title)
         panels[0].set(ylabel="loss (nats per letter)")
         panels[0].legend(loc="center right")
