@@ -24,6 +24,13 @@ WRONG = {
         ),
         (
             ABSORBED
+            + """v = (w_v[:, None] * latents[None, :, None]).sum(-1)
+    weights = (torch.einsum("hnc,hn->hc", w_k, q) @ latents.T * scale).softmax(dim=-1)
+    return (weights[..., None] * v).sum(1)""",
+            "latent is expanded",
+        ),
+        (
+            ABSORBED
             + """weights = (torch.einsum("hnc,hn->hc", w_k, q) @ latents.T).softmax(dim=-1)
     return torch.einsum("hvc,hc->hv", w_v, weights @ latents)""",
             "the scale is missing",
@@ -146,6 +153,11 @@ ALSO_RIGHT = {
         + """q, w_k, w_v, latents = (t.double() for t in (q, w_k, w_v, latents))
     p = torch.einsum("hn,hnc,sc->hs", q, w_k, latents).mul(scale).softmax(1)
     return torch.einsum("hvc,hc->hv", w_v, torch.einsum("hs,sc->hc", p, latents))""",
+        ABSORBED
+        + """packed = (q[:, :, None] * w_k).sum(dim=1)  # (H, C)
+    p = ((packed[:, None] * latents).sum(dim=-1) * scale).softmax(dim=-1)
+    mixed = (p[..., None] * latents).sum(dim=1)  # (H, C)
+    return (w_v * mixed[:, None]).sum(dim=-1)""",
     ],
     "check_cache_bytes": [
         BYTES + 'return tokens * config.n_layers * bytes_each * (config.cached_per_token if form == "latent" '
