@@ -10,7 +10,7 @@ NUMBER = 2, 3  # pixels of one cached number: width, height
 def cache_areas() -> Sketch:
     """What one token leaves in one layer's cache at Kimi K2's size, one area for each number, all to one scale."""
     draw = Sketch(
-        860, 280,
+        816, 280,
         "Three areas to one scale, for one token in one layer. 64 plain heads keep a large block of 64 rows, a key of "
         "128 and a value of 128 numbers in each: 16,384 numbers. Eight shared pairs of key and value keep a strip of "
         "eight rows, 2,048 numbers. The latent and the rotary key are a small square: 512 and 64 numbers.",
@@ -26,7 +26,7 @@ def cache_areas() -> Sketch:
     draw.text(192 * wide, 110, "64 values", bold=True)
     draw.text(0, 236, "each band is 8 heads; a number has 2 x 3 pixels, here and on the right", 13, "start", MUTED)
 
-    left = 570
+    left = 556
     draw.text(left, 10, "8 shared pairs (GQA)", 15, "start", bold=True)
     draw.text(left, 32, "8 x (128 + 128) = 2,048", 13, "start", MUTED)
     scaled = 128 * wide * 8 * high  # the same area as two rows of four heads, to fit beside the block
@@ -48,7 +48,7 @@ def cache_areas() -> Sketch:
 def rotary_key() -> Sketch:
     """Where position enters a layer of latent attention: beside the latent, not through it."""
     draw = Sketch(
-        860, 366,
+        820, 366,
         "Above, the word that asks, at place i: its query splits into a part without rotation, n numbers a head, "
         "and R numbers for each head that are turned by i. Below, an old word at place j: its down-projection splits "
         "into R numbers, turned by j, and C numbers, normed. A dashed frame, the cache, holds both. From it the "
@@ -97,18 +97,18 @@ def rotary_key() -> Sketch:
     draw.arrow((572, 296), (572, 328), value.left)
 
     turned = draw.circle(600, 154, 13, "·", "vermilion")
-    plain = draw.circle(760, 154, 13, "·", "blue")
-    plus = draw.circle(680, 154, 13, "+")
-    score = draw.box(636, 194, 88, 40, "score", "here", 15, bold=True)
+    plain = draw.circle(740, 154, 13, "·", "blue")
+    plus = draw.circle(670, 154, 13, "+")
+    score = draw.box(626, 194, 88, 40, "score", "here", 15, bold=True)
     draw.arrow(q_r.right, (600, 110), turned.top)
     draw.arrow(k_r.right, (600, 204), turned.bottom)
-    draw.arrow(q_n.right, (760, 40), plain.top)
-    draw.arrow(key.right, (760, 272), plain.bottom)
+    draw.arrow(q_n.right, (740, 40), plain.top)
+    draw.arrow(key.right, (740, 272), plain.bottom)
     draw.arrow(turned.right, plus.left)
     draw.arrow(plain.left, plus.right)
     draw.arrow(plus.bottom, score.top)
-    draw.text(776, 196, "place-blind:", 13, "start", MUTED)
-    draw.text(776, 214, "the content", 13, "start", MUTED)
+    draw.text(758, 146, "the", 13, "start", MUTED)
+    draw.text(758, 164, "content", 13, "start", MUTED)
     draw.text(584, 146, "the", 13, "end", MUTED)
     draw.text(584, 164, "distance", 13, "end", MUTED)
     return draw
@@ -117,13 +117,13 @@ def rotary_key() -> Sketch:
 def two_forms() -> Sketch:
     """Naive beside absorbed: the same numbers in another order, and what has to be made for each old word."""
     draw = Sketch(
-        860, 530,
+        826, 530,
         "Two columns that begin with the same query and the same S cached latents and end in the same mixtures. Naive: "
         "the latents are multiplied up to keys and values for H heads, S times H times n and S times H times v; "
         "then scores and a mixture of values. Absorbed: the query is multiplied to C numbers for each head, scores are "
         "taken with the latents themselves, the latents are mixed, and one product at the end gives H times v numbers.",
     )  # fmt: skip
-    draw.line((430, 0), (430, 490))
+    draw.line((420, 0), (420, 490))
 
     draw.text(200, 8, "naive: expand the latents", 16, bold=True)
     query = draw.box(0, 40, 130, 42, "query", "blue", 15)
@@ -149,27 +149,27 @@ def two_forms() -> Sketch:
     draw.arrow(scores.bottom, (65, 467), result.left)
     draw.text(200, 518, "two large tensors that grow with S", 14, colour=MUTED)
 
-    x = 460
+    x = 440
     draw.text(x + 200, 8, "absorbed: move the matrices out", 16, bold=True)
     query = draw.box(x, 40, 130, 42, "query", "blue", 15)
-    latents = draw.box(x + 215, 40, 150, 42, "cached latents", "green", 15)
+    latents = draw.box(x + 205, 40, 150, 42, "cached latents", "green", 15)
     absorb = draw.box(x, 114, 130, 36, "W_UK transposed", "yellow", 14)
     packed = draw.box(x, 190, 130, 56, "query in the\nlatent's terms", "green", 14)
     scores = draw.box(x, 286, 130, 44, "scores,\nsoftmax", "plain", 14)
-    mixed = draw.box(x + 225, 340, 130, 38, "mixed latents", "green", 14)
-    unpack = draw.box(x + 225, 396, 130, 32, "W_UV", "yellow", 14)
-    result = draw.box(x + 225, 446, 130, 42, "mixtures", "here", 15, bold=True)
+    mixed = draw.box(x + 215, 340, 130, 38, "mixed latents", "green", 14)
+    unpack = draw.box(x + 215, 396, 130, 32, "W_UV", "yellow", 14)
+    result = draw.box(x + 215, 446, 130, 42, "mixtures", "here", 15, bold=True)
     draw.shape(x + 76, 98, "H x n", "start")
-    draw.shape(x + 300, 98, "S x C", "start")
+    draw.shape(x + 290, 98, "S x C", "start")
     draw.shape(x + 76, 262, "H x C", "start")
     draw.shape(x + 76, 345, "H x S", "start")
-    draw.shape(x + 362, 359, "H x C", "start")
-    draw.shape(x + 362, 467, "H x v", "start")
+    draw.shape(x + 352, 359, "H x C", "start")
+    draw.shape(x + 352, 467, "H x v", "start")
     draw.arrow(query.bottom, absorb.top)
     draw.arrow(absorb.bottom, packed.top)
     draw.arrow(packed.bottom, scores.top)
     draw.arrow(latents.bottom, mixed.top)
-    draw.arrow((x + 290, 308), scores.right)
+    draw.arrow((x + 280, 308), scores.right)
     draw.arrow(scores.bottom, (x + 65, 359), mixed.left)
     draw.arrow(mixed.bottom, unpack.top)
     draw.arrow(unpack.bottom, result.top)

@@ -21,7 +21,12 @@ def squeezed(shares: Mapping[str, Sequence[float]], losses: Mapping[int, float],
             style = "--" if "2" in name else "-"
             left.plot(range(1, len(share) + 1), share, style, color=colours[name.split(",")[0]], label=name)
         left.axhline(0.9, color=GREY, lw=0.8, ls=":")
-        left.set(xlabel=f"directions kept, of {full}", ylabel="share of the squared length", ylim=(0, 1.02))
+        left.set(
+            xlabel=f"directions kept, of {full}",
+            ylabel="share of the squared length",
+            ylim=(0, 1.02),
+            xlim=(0, full / 2),
+        )
         left.legend(loc="lower right")
         right.plot(list(losses), list(losses.values()), "o-", color=BLUE)
         right.axhline(losses[full], color=GREY, ls="--")
@@ -110,8 +115,8 @@ def by_place(
         figure, panels = plt.subplots(1, 2, figsize=(7.8, 3.6), layout="constrained")
         for axes, ways, title in zip(panels, (before, after), titles, strict=True):
             for (name, losses), colour in zip(ways.items(), (GREY, ORANGE, GREEN), strict=True):
-                binned = losses.unflatten(1, (-1, 8)).mean(dim=2)  # (seeds, places / 8)
-                places = torch.arange(binned.shape[1]) * 8 + 4
+                binned = losses.unflatten(1, (-1, 16)).mean(dim=2)  # (seeds, places / 16)
+                places = torch.arange(binned.shape[1]) * 16 + 8
                 for one in binned:
                     axes.plot(places, one, color=colour, lw=0.7, alpha=0.4)
                 axes.plot(places, binned.mean(dim=0), color=colour, lw=2.2, label=name)
