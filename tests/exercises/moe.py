@@ -73,6 +73,21 @@ def top_k_weights(logits, k):
 """,
             "must sum to 1, token 0's sum to 2.00",
         ),
+        (
+            """
+def top_k_weights(logits, k):
+    flat = logits.reshape(-1, logits.shape[-1]).tolist()
+    weights, chosen = [], []
+    for row in flat:
+        best = sorted(range(len(row)), key=lambda e: row[e])[-k:]
+        powers = [math.exp(row[e]) for e in best]
+        weights.append([p / sum(powers) for p in powers])
+        chosen.append(best)
+    shape = (*logits.shape[:-1], k)
+    return torch.tensor(weights).reshape(shape), torch.tensor(chosen).reshape(shape)
+""",
+            "a router could not learn from them",
+        ),
     ],
     "check_dispatch": [
         (
@@ -165,6 +180,17 @@ def dispatch(x, weights, chosen, n_experts, run_groups):
 def dispatch(x, weights, chosen, n_experts, run_groups):
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
+    token = order // chosen.shape[1]
+    rows = run_groups(x[token], torch.bincount(flat, minlength=n_experts)) * weights.flatten()[:, None]
+    return torch.zeros_like(x).index_add(0, token, rows)
+""",
+            "in different orders",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
     sizes = torch.bincount(flat, minlength=n_experts)
     rows = run_groups(x, sizes)
     outputs = torch.empty_like(rows)
@@ -214,6 +240,13 @@ def moved_bias(bias, load, rate):
         (
             """
 def moved_bias(bias, load, rate):
+    return bias + rate * (load.mean() - load).sign()
+""",
+            "holds whole numbers",
+        ),
+        (
+            """
+def moved_bias(bias, load, rate):
     load = load.float()
     return bias + torch.where(load < load.mean(), rate, -rate)
 """,
@@ -247,15 +280,14 @@ def top_k_weights(logits, k):
 """,
         """
 def top_k_weights(logits, k):
-    flat = logits.reshape(-1, logits.shape[-1]).tolist()
     weights, chosen = [], []
-    for row in flat:
-        best = sorted(range(len(row)), key=lambda e: row[e])[-k:]
-        powers = [math.exp(row[e]) for e in best]
-        weights.append([p / sum(powers) for p in powers])
-        chosen.append(best)
+    for row in logits.reshape(-1, logits.shape[-1]):
+        best = sorted(range(len(row)), key=lambda e: row[e].item())[-k:]
+        powers = row[best].exp()
+        weights.append(powers / powers.sum())
+        chosen.append(torch.tensor(best, dtype=torch.int32))
     shape = (*logits.shape[:-1], k)
-    return torch.tensor(weights).reshape(shape), torch.tensor(chosen).reshape(shape)
+    return torch.stack(weights).reshape(shape), torch.stack(chosen).reshape(shape)
 """,
         """
 def top_k_weights(logits, k):
@@ -275,10 +307,11 @@ def dispatch(x, weights, chosen, n_experts, run_groups):
 """,
         """
 def dispatch(x, weights, chosen, n_experts, run_groups):
+    # sizes as a list, the result in float64
     pairs = sorted((e, n, k) for n, row in enumerate(chosen.tolist()) for k, e in enumerate(row))
     sizes = [sum(1 for e, _, _ in pairs if e == wanted) for wanted in range(n_experts)]
-    rows = run_groups(torch.stack([x[n] for _, n, _ in pairs]), torch.tensor(sizes))
-    y = torch.zeros_like(x)
+    rows = run_groups(torch.stack([x[n] for _, n, _ in pairs]), sizes)
+    y = torch.zeros_like(x, dtype=torch.double)
     for row, (_, n, k) in zip(rows, pairs):
         y[n] += weights[n, k] * row
     return y

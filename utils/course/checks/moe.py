@@ -62,7 +62,13 @@ def check_top_k_weights(answer) -> str:
             f"right for logits (2, 5, 6) and k = 2, not for {tuple(other.shape)} and k = {k}:\n"
             "take k as it comes, and dim=-1 for the experts whatever stands before",
         )
-    return "two experts share one token's attention, and no other token has a say in it"
+    logits = logits.requires_grad_()
+    expect(
+        answer(logits, 2)[0].requires_grad,
+        "the numbers are right, but a router could not learn from them: `tolist`, `item`, `torch.tensor`\n"
+        "and `detach` cut the gradient from the weights to the logits; compute with the tensor itself",
+    )
+    return "each token shares out a weight of 1 among its experts, and no other token has a say in it"
 
 
 def _pair(answer, logits: torch.Tensor, k: int) -> list[torch.Tensor]:
@@ -148,6 +154,14 @@ def check_dispatch(answer) -> str:
         "your rows are in the order of the tokens, and `run_groups` takes the first ones for expert 0:\n"
         "sort them by expert first",
     )
+    by_row = weights.flatten()[:, None] * in_order  # row i of the sorted list with weight i of the unsorted one
+    sorted_weights = weights.flatten()[order].unflatten(0, (5, 2))
+    expect(
+        not close(y, torch.zeros_like(x).index_add_(0, order // 2, by_row))
+        and not close(y, (outputs * sorted_weights[..., None]).sum(dim=1)),
+        "results and weights are in different orders, one sorted by expert and the other by token:\n"
+        "weigh after the sort is undone, or sort the weights too, weights.flatten()[order]",
+    )
     expect(
         close(y, weighed.sum(dim=1)),
         "the right tokens did not reach the right experts:\n"
@@ -165,7 +179,7 @@ def check_dispatch(answer) -> str:
         close(y, weight * torch.einsum("nd,ndm->nm", x[:3], matrices[one[:, 0]])),
         "right for K = 2, not for K = 1: take K from the shape of `chosen`",
     )
-    return "each expert saw its own tokens only, so more experts cost nothing more"
+    return "each expert computed the rows of its own tokens and no others"
 
 
 def moved_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> torch.Tensor:
@@ -178,7 +192,13 @@ def check_moved_bias(answer) -> str:
     """answer(bias (E,), load (E,), rate) -> new bias (E,): up by `rate` below the mean load, down above it."""
     bias = torch.tensor([0.1, -0.2, 0.0, 0.05])
     load = torch.tensor([7, 1, 3, 1])  # the mean is 3
-    new = expect_tensor(answer(bias.clone(), load.clone(), 0.01), (4,))
+    try:
+        new = answer(bias.clone(), load.clone(), 0.01)
+    except RuntimeError as error:
+        whole = "mean(): could not infer" in str(error)
+        expect(not whole, "`load` holds whole numbers, of which torch takes no mean:\nload.float() first")
+        raise
+    new = expect_tensor(new, (4,))
     step = new - bias
     wanted = torch.tensor([-0.01, 0.01, 0.0, 0.01])
     expect(
@@ -188,8 +208,8 @@ def check_moved_bias(answer) -> str:
     expect(not close(new, wanted), "this is the step alone: add it to the old bias")
     missing = load.float().mean() - load
     expect(
-        not close(step, 0.01 * missing) and not close(step, 0.01 * missing / load.sum()),
-        "your step grows with what is missing:\nthe rule takes its sign only, so every step is `rate` long",
+        not close(step, step[1] / missing[1] * missing),
+        "your step is proportional to what is missing:\nthe rule takes its sign only, so every step is `rate` long",
     )
     expect(
         not (step < 0).all(),

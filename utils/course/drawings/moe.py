@@ -40,18 +40,53 @@ def one_expert() -> Sketch:
     return draw
 
 
+def in_the_block() -> Sketch:
+    """What changes in a block of the model: one network becomes a router and several of them."""
+    draw = Sketch(
+        818, 330,
+        "Two blocks of a model, norms and residual connections left out. Above: attention, then one feed-forward "
+        "network, which all words pass. Below: attention, then a router, then four feed-forward networks, the experts. "
+        "The word uses two of them, whose weighted outputs are added.",
+    )  # fmt: skip
+    for y, name in ((46, "dense block"), (224, "block with a\nmixture of\nexperts")):
+        draw.text(0, y, name, 15, "start", bold=True)
+        word = draw.box(124, y - 22, 64, 44, "her", "here", bold=True)
+        attention = draw.box(226, y - 22, 116, 44, "attention", "sky")
+        draw.arrow(word.right, attention.left)
+        if y < 100:
+            network = draw.box(532, y - 28, 156, 56, "feed-forward\nnetwork", "blue")
+            draw.arrow(attention.right, network.left)
+            draw.arrow(network.right, (806, y))
+            continue
+        router = draw.box(388, y - 22, 92, 44, "router", "yellow")
+        draw.arrow(attention.right, router.left)
+        plus = draw.circle(752, y, 17, "+")
+        for e in range(4):
+            runs = e < 2
+            expert = draw.box(532, 116 + 56 * e, 156, 46, f"expert {e}", EXPERT_FILL[e] if runs else "none", 15,
+                              bold=runs, dashed=not runs)  # fmt: skip
+            if runs:
+                draw.arrow(router.right, (506, y), (506, expert.left[1]), expert.left)
+                end = ((752, expert.right[1]), plus.top) if e == 0 else ((712, expert.right[1]), (712, y), plus.left)
+                draw.arrow(expert.right, *end)
+            else:
+                draw.text(706, expert.right[1], "not used", 13, "start", MUTED)
+        draw.arrow(plus.right, (806, y))
+    return draw
+
+
 def one_word() -> Sketch:
     """The way of *her* through the router and two of four experts, with the numbers of the chapter."""
     draw = Sketch(
         818, 330,
         "The word her, the vector 2, 1, meets a router with four directions. The logits are +2 for expert 0, +1 "
-        "for expert 1, −2 and −1 for experts 2 and 3. The two largest are kept and get the weights 0.731 and "
-        "0.269. Experts 0 and 1 compute, experts 2 and 3 stay idle. The weighted sum is 2.54, 1.27.",
+        "for expert 1, −2 and −1 for experts 2 and 3. Experts 0 and 1 compute, experts 2 and 3 stay idle. The outputs "
+        "2, 1 and 4, 2 are multiplied by 0.731 and 0.269, the softmax of the two logits. Their sum is 2.54, 1.27.",
     )  # fmt: skip
     her = draw.box(0, 140, 88, 58, "her\n(2, 1)", "here", bold=True)
     draw.text(214, 14, "router: 4 logits", 14, colour=MUTED)
-    draw.text(365, 14, "softmax of the top 2", 14, colour=MUTED)
-    draw.text(522, 14, "experts", 14, colour=MUTED)
+    draw.text(388, 14, "experts", 14, colour=MUTED)
+    draw.text(566, 14, "× softmax of the top 2", 14, colour=MUTED)
     names = ("right", "up", "left", "down")
     logits, weights, outputs = ("+2", "+1", "−2", "−1"), ("0.731", "0.269"), ("(2, 1)", "(4, 2)")
     plus = draw.circle(672, 169, 17, "+")
@@ -61,17 +96,15 @@ def one_word() -> Sketch:
         fill = EXPERT_FILL[e] if runs else "none"
         logit = draw.box(152, y, 124, 50, f"{names[e]}: {logits[e]}", fill, bold=runs, dashed=not runs)
         draw.arrow((her.x + her.width, 169), (120, 169), (120, logit.left[1]), logit.left)
-        expert = draw.box(460, y, 124, 50, f"expert {e}\n× {e + 1}" if runs else f"expert {e}\ndoes not run",
+        expert = draw.box(326, y, 124, 50, f"expert {e}\n× {e + 1}" if runs else f"expert {e}\ndoes not run",
                           fill, 14, dashed=not runs)  # fmt: skip
         if runs:
-            weight = draw.box(326, y + 5, 78, 40, weights[e], fill, bold=True)
-            draw.arrow(logit.right, weight.left)
-            draw.arrow(weight.right, expert.left)
-            way = ((672, expert.right[1]), plus.top) if e == 0 else ((624, expert.right[1]), (624, 169), plus.left)
-            draw.arrow(expert.right, *way)
-            draw.text(594, y + 12, outputs[e], 13, "start", MUTED)
-        else:
-            draw.text(365, y + 25, "not chosen", 13, colour=MUTED)
+            draw.arrow(logit.right, expert.left)
+            weight = draw.box(526, y + 5, 90, 40, f"× {weights[e]}", fill, bold=True)
+            draw.arrow(expert.right, weight.left)
+            draw.text(488, y + 12, outputs[e], 13, colour=MUTED)
+            way = ((672, weight.right[1]), plus.top) if e == 0 else ((638, weight.right[1]), (638, 169), plus.left)
+            draw.arrow(weight.right, *way)
     out = draw.box(706, 140, 112, 58, "output\n(2.54, 1.27)", "plain", 14)
     draw.arrow(plus.right, out.left)
     draw.text(672, 256, "0.731 · (2, 1)\n+ 0.269 · (4, 2)", 14, colour=MUTED)
@@ -122,8 +155,8 @@ def sort_and_group() -> Sketch:
     draw.text(694, of_word(0) + 12, "weigh, sum", 13, colour=MUTED)
     for x, shape in ((31, "(6, D)"), (183, "(12, D)"), (429, "(12, D)"), (589, "(6, 2, D)"), (787, "(6, D)")):
         draw.shape(x, top + height + 18, shape)
-    for x, code in ((106, "x[order // 2]"), (509, "outputs[order] = rows")):
-        draw.text(x, top + height + 42, code, 13, colour=MUTED, code=True)
+    for x, words in ((106, "collect the rows"), (509, "each row to its place")):
+        draw.text(x, top + height + 42, words, 13, colour=MUTED)
     return draw
 
 
@@ -133,8 +166,8 @@ def choice_and_weight() -> Sketch:
         818, 346,
         "Four columns for four experts. The scores of her are 0.881, 0.731, 0.119 and 0.269. On the left way a bias of "
         "0, 0, 0 and 0.5 is added, which gives 0.881, 0.731, 0.119 and 0.769: experts 0 and 3 are chosen. On the right "
-        "way the scores without the bias are taken from these two, divided by their sum and multiplied by 2.827: the "
-        "weights are 2.17 and 0.66.",
+        "way the scores without the bias are taken from these two, divided by their sum and multiplied by the square "
+        "root of 2: the weights are 1.083 and 0.331.",
     )  # fmt: skip
     left, step, width = 180, 98, 84
     rows = (
@@ -154,7 +187,7 @@ def choice_and_weight() -> Sketch:
         draw.text(left + step * e + width / 2, 87, "+", 16, bold=True)
         draw.text(left + step * e + width / 2, 159, "=", 16, bold=True)
     draw.text(left - 24, 271, "the two largest", 15, "end")
-    weights = {0: "2.17", 3: "0.66"}
+    weights = {0: "1.083", 3: "0.331"}
     draw.text(left - 24, 319, "weight g", 15, "end")
     for e in range(4):
         x = left + step * e + width / 2
@@ -168,5 +201,5 @@ def choice_and_weight() -> Sketch:
     draw.arrow((left + 3 * step + width, 51), (side, 51), (side, 319), (left + 3 * step + width, 319))
     draw.text(side + 14, 51, "the weight takes\nthe score itself", 14, "start")
     draw.text(side + 14, 195, "the bias chooses\nand goes no further", 14, "start", MUTED)
-    draw.text(side + 14, 306, "2.827 · 0.881 / 1.150\n2.827 · 0.269 / 1.150", 14, "start")
+    draw.text(side + 14, 306, "√2 · 0.881 / 1.150\n√2 · 0.269 / 1.150", 14, "start")
     return draw

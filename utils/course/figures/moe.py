@@ -59,8 +59,11 @@ def draw_cost(experts: Sequence[int], flops: dict[str, list[float]], seconds: di
             measured.plot(experts, 1e3 * np.array(seconds[name]), "o-", ms=4, color=colours[name], label=name)
         counted.set(ylabel="million FLOPs per token", title="what is computed (counted)")
         measured.set(ylabel="milliseconds for all tokens", title="what it takes here (measured)")
-        for panel in (counted, measured):
+        for panel, ticks in ((counted, (0.1, 0.2, 0.5, 1, 2, 5)), (measured, (1, 2, 5, 10, 20, 50, 100, 200))):
             panel.set(xscale="log", yscale="log", xlabel="experts E", xticks=experts, xticklabels=experts)
+            low, high = panel.get_ylim()
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
             panel.minorticks_off()
         figure.legend(*measured.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     return figure
@@ -87,10 +90,12 @@ def draw_loads(shares: dict[str, np.ndarray], every: int = 10) -> plt.Figure:
             share = np.asarray(share)
             smooth = share[: len(share) // every * every].reshape(-1, every, share.shape[1]).mean(axis=1)
             steps = np.arange(len(smooth)) * every + every / 2
-            panel.stackplot(steps, smooth.T, colors=COLOURS, edgecolor="white", linewidth=0.4)
+            stripes = panel.stackplot(steps, smooth.T, colors=COLOURS, edgecolor="white", linewidth=0.4)
             panel.set(xlabel="step", title=title, xlim=(steps[0], steps[-1]), ylim=(0, 1))
             panel.grid(False)
         axes[0].set_ylabel("share of the choices")
+        names = [f"expert {e}" for e in range(len(stripes))]  # from the bottom upwards, as they are stacked
+        figure.legend(stripes[::-1], names[::-1], loc="outside right center", fontsize=9, frameon=False)
     return figure
 
 
@@ -129,20 +134,31 @@ def draw_losses(
     return figure
 
 
-def draw_scaling(ks: Sequence[int], factors: Sequence[float], published: dict[str, tuple[int, float]]) -> plt.Figure:
-    """What restores the size of a mixture of K, by a random router, beside the square root and published values."""
+def draw_scaling(
+    ks: Sequence[int], factors: dict[int, Sequence[float]], published: dict[str, tuple[int, float]]
+) -> plt.Figure:
+    """What restores the size of a mixture of K of E experts, by random routers, {E: a factor for each K}, and published
+    values. Left the factors, right the same divided by the square root of K, where the scale leaves out what is far."""
     with plt.rc_context(STYLE):
-        figure, (axes,) = panels(1, 6.5, 3.4)
-        axes.plot(ks, np.sqrt(ks), color=GREY, ls="--", label="square root of K: all weights equal")
-        axes.plot(ks, factors, "o", ms=5, color=SKY, label="random router, E = 384")
+        figure, (left, right) = panels(2, 8.4, 3.6)
+        root = np.sqrt(ks)
+        left.plot(ks, root, color=GREY, ls="--", lw=1.2, label="square root of K: all weights equal")
+        right.axhline(1, color=GREY, ls="--", lw=1.2)
+        for (n_experts, values), colour in zip(factors.items(), (SKY, GREEN), strict=False):
+            for panel, shown in ((left, values), (right, np.array(values) / root)):
+                panel.plot(ks, shown, "o", ms=4, color=colour, label=f"random router, E = {n_experts}")
         for name, (k, factor) in published.items():
             colour = VERMILION if "K2" in name else "black"
-            axes.plot(k, factor, "D", ms=9, mfc="none", mec=colour, mew=1.6)
-            place = (9, -12) if k == 8 else (-9, 9)
-            axes.annotate(f"{name} {factor}", (k, factor), xytext=place, textcoords="offset points", color=colour,
-                          ha="left" if k == 8 else "right")  # fmt: skip
-        axes.set(xlabel="chosen experts K", ylabel="scaling factor")
-        axes.legend()
+            far = abs(factor / np.sqrt(k) - 1) > 0.01
+            for panel, value in ((left, factor),) if far else ((left, factor), (right, factor / np.sqrt(k))):
+                panel.plot(k, value, "D", ms=9, mfc="none", mec=colour, mew=1.6)
+                below = panel is left and k == 8
+                panel.annotate(f"{name} {factor}", (k, value), xytext=(9, -12) if below else (0, -20) if panel is right
+                               else (-9, 9), textcoords="offset points", color=colour, fontsize=9,
+                               ha="left" if below else "center" if panel is right else "right")  # fmt: skip
+        left.set(xlabel="chosen experts K", ylabel="scaling factor")
+        right.set(xlabel="chosen experts K", ylabel="factor / square root of K", ylim=(0.9965, 1.0005))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
@@ -169,5 +185,5 @@ def draw_choice(scores, bias, picked: Sequence[int], weights) -> plt.Figure:
         left.set(xlabel="expert", ylabel="score, bias hatched", ylim=(-0.8, 1.4), title="what chooses")
         left.set_xticks(range(len(scores)))
         right.bar(picked, weights, color=[COLOURS[e] for e in picked])
-        right.set(xlabel="expert", ylabel="weight", ylim=(0, 1), title="what weighs")
+        right.set(xlabel="expert", ylabel="weight", ylim=(0, 1.5), title="what weighs")
     return figure
