@@ -103,10 +103,10 @@ def counting(losses: Mapping[str, Sequence[float]]) -> Figure:
         for axes, (name, loss) in zip(panels, losses.items(), strict=True):
             axes.plot(range(len(loss)), loss, "o-", color=COLOURS[name], lw=2)
             for order, value in enumerate(loss):
-                axes.annotate(f"{value:.2f}", (order, value), xytext=(0, 8), textcoords="offset points", ha="center")
+                axes.annotate(f"{value:.2f}", (order, value), xytext=(2, 6), textcoords="offset points")
             axes.set_xticks(range(len(loss)), ["even\nguess", *map(str, range(1, len(loss)))])
             axes.set(xlabel="words in the counted sequence", ylim=(0, 1.2 * max(loss)), title=f"unseen {name}")
-            axes.set_xlim(-0.5, len(loss) - 0.5)
+            axes.set_xlim(-0.5, len(loss))
         panels[0].set_ylabel("loss (nats per token)")
     plt.close(figure)
     return figure
@@ -119,12 +119,13 @@ def two_units(sizes: Sequence[int], nats: Sequence[float], bits: Sequence[float]
         titles = ("nats per token: no comparison", "bits per byte: a fair one")
         for axes, values, title in zip(panels, (nats, bits), titles, strict=True):
             axes.semilogx(sizes, values, "o-", color=PURPLE, lw=2)
+            side, ha = (1, "left") if values[0] > values[-1] else (-1, "right")  # beside the line, not on it
             for size, value in zip(sizes, values, strict=True):
-                axes.annotate(f"{value:.2f}", (size, value), xytext=(0, 8), textcoords="offset points", ha="center")
+                axes.annotate(f"{value:.2f}", (size, value), xytext=(2 * side, 6), textcoords="offset points", ha=ha)
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
             axes.set(xlabel="pieces in the list", ylabel=title.partition(":")[0], title=title)
-            axes.margins(x=0.1)
+            axes.margins(x=0.16)
             axes.set_ylim(0, 1.2 * max(values))
     plt.close(figure)
     return figure
