@@ -64,7 +64,7 @@ WRONG = {
     before = ["", *tokens[:-1]]
     return [token == '"' and last not in (",", ".", "!", "?") for last, token in zip(before, tokens)]
 """,
-            "a sign is no clue",
+            "the comma is no clue",
         ),
         (
             """def opening_quotes(tokens):
@@ -330,6 +330,12 @@ ALSO_RIGHT = {
         words = [part] if part in ("<unk>", "<|endoftext|>") else re.findall(r"\\w+|[^\\w\\s]", part.lower())
         ids.extend(vocabulary.get(word, vocabulary["<unk>"]) for word in words)
     return tuple(ids)
+""",
+        """def encode_text(text, vocabulary):
+    return np.array([vocabulary.get(word, vocabulary["<unk>"]) for word in split_words(text)], dtype=int)
+""",
+        """def encode_text(text, vocabulary):
+    return torch.tensor([vocabulary.get(word, 0) for word in split_words(text)], dtype=torch.long)
 """,
     ],
     "check_opening_quotes": [

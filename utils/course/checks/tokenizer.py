@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import index
 
-from utils.course.checks.verdict import check, close, expect
+from utils.course.checks.verdict import Mistake, check, close, expect
 from utils.merges import join, learn
 from utils.tokenizer import UNK, WordTokenizer, split_words
 
@@ -14,9 +15,18 @@ def our_encode_text(text: str, vocabulary: dict[str, int]) -> list[int]:
     return [vocabulary.get(word, vocabulary[UNK]) for word in split_words(text)]
 
 
+def _whole_numbers(ids: Iterable) -> list[int]:
+    """The ids as a list of int, whatever holds them: a list, an array, a tensor."""
+    ids = list(ids)
+    try:
+        return [index(i) for i in ids]
+    except TypeError:
+        raise Mistake(f"an id is a number, the unknown word too: yours are {ids}") from None
+
+
 @check(ours=our_encode_text)
 def check_encode_text(answer: Callable[[str, dict[str, int]], list[int]]) -> str:
-    """encode_text(text, vocabulary): one id for each word and sign, `<unk>`'s for what is not in the vocabulary."""
+    """encode_text(text, vocabulary): one id for each token, `<unk>`'s for what is not in the vocabulary."""
     tok = WordTokenizer.train(["lily lost her red ball . don't !"])
     vocabulary = {word: i for i, word in enumerate(tok.words)}
     try:
@@ -26,32 +36,32 @@ def check_encode_text(answer: Callable[[str, dict[str, int]], list[int]]) -> str
             False, f"the word {error} is not in the vocabulary and stops you:\nvocabulary.get(word, ...) has a default"
         )
     expect(ids is not None, "your function returns None: does it end in `return`?")
-    ids = list(ids)
-    expect(all(isinstance(i, int) for i in ids), f"an id is a number, the unknown word too: yours are {ids}")
+    ids = _whole_numbers(ids)
     expect(
         len(ids) == 5,
-        f"5 words and signs went in, {len(ids)} ids came out:\nan unknown word must not vanish, it is <unk>",
+        f"5 tokens went in, {len(ids)} ids came out:\nan unknown word must not vanish, it is <unk>",
     )
     expect(
         max(ids) < len(tok), f"the id {max(ids)} has no row in the embedding:\nthe vocabulary is fixed once it is made"
     )
     expect(ids[3] == vocabulary[UNK], f"'zorble' must become {vocabulary[UNK]}, the id of <unk>; yours is {ids[3]}")
     expect(
-        list(answer("red ball.", dict(vocabulary))) == tok.encode("red ball."),
-        "'ball.' is two tokens, a word and a sign:\ntext.split() leaves them glued, and the glued one is unknown",
+        _whole_numbers(answer("red ball.", dict(vocabulary))) == tok.encode("red ball."),
+        "'ball.' is two tokens, a word and a full stop:\ntext.split() leaves them glued, and the glued one is unknown",
     )
     expect(
-        list(answer("Lily LOST", dict(vocabulary))) == tok.encode("lily lost"),
+        _whole_numbers(answer("Lily LOST", dict(vocabulary))) == tok.encode("lily lost"),
         "'Lily' and 'lily' get different ids:\nthe vocabulary is in lower case, so the text must be too",
     )
+    two_stories = "red ball.<|endoftext|>Lily"
     expect(
-        list(answer("red ball.<|endoftext|>Lily", dict(vocabulary))) == tok.encode("red ball.<|endoftext|>Lily"),
+        _whole_numbers(answer(two_stories, dict(vocabulary))) == tok.encode(two_stories),
         "<|endoftext|> must stay one token, with its own id 1:\nsplit_words knows the specials, a pattern does not",
     )
     for text in ("Don't lose her ball!", "", "Red, red, RED balloon"):
-        ids = list(answer(text, dict(vocabulary)))
+        ids = _whole_numbers(answer(text, dict(vocabulary)))
         expect(ids == tok.encode(text), f"{text!r} gives other ids than WordTokenizer: {ids}")
-    return "no text stops you, and each word or sign has its id: nothing vanishes without a trace"
+    return "no text stops you, and each token has its id: nothing vanishes without a trace"
 
 
 def our_opening_quotes(tokens: list[str]) -> list[bool]:
@@ -84,7 +94,9 @@ def check_opening_quotes(answer: Callable[[list[str]], list[bool]]) -> str:
     expect(not any(sides("lily lost her ball .")), "without any quote nothing opens, yet you say True somewhere")
     inside = any(side and word for side, word in zip(sides(plain), words, strict=True))
     expect(not inside, "a quote opens, the words inside the quotation do not:\nFalse for every token that is no quote")
-    expect(sides(plain)[3], f"in {plain} the first quote opens, although a comma stands before it:\na sign is no clue")
+    expect(
+        sides(plain)[3], f"in {plain} the first quote opens, although a comma stands before it:\nthe comma is no clue"
+    )
     expect(not sides(plain)[6], f"in {plain} the second quote closes:\nit is the second of its pair")
     first = '" hello , " said mom .'
     expect(
@@ -97,7 +109,7 @@ def check_opening_quotes(answer: Callable[[list[str]], list[bool]]) -> str:
         sides(forgotten) == opens(forgotten, 0, 11),
         "a quote forgotten in one story turns all quotes of the next inside out:\n<|endoftext|> starts afresh",
     )
-    return "one bit of memory decides what no neighbour could, and a story's slip stays in that story"
+    return "the memory of one open quotation decides, and a slip in one story stays in that story"
 
 
 def our_merge_pair(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
@@ -233,4 +245,4 @@ def check_entropy(answer: Callable[[list[int]], tuple[float, float]]) -> str:
     except (ValueError, ZeroDivisionError):
         with_zero = math.nan
     expect(close(with_zero, exact), "a word with count 0 breaks it:\n0 ln 0 counts as 0, so leave such words out")
-    return "perplexity 4 is a die with four sides: you can now read any loss as a number of words"
+    return "perplexity 4 means: as unsure as between four equal tokens. You can read any loss like that"

@@ -1,4 +1,4 @@
-"""Drawings of 01 · Tokenizer: from text to rows of a table, the bytes of some signs, the merges that make one piece."""
+"""Drawings of 01 · Tokenizer: from text to rows of a table, bytes of some characters, the merges of one piece."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def text_to_rows() -> Sketch:
     return draw
 
 
-def bytes_of_signs() -> Sketch:
-    """L, é, a Chinese sign's place and a balloon: one sign each, and one to four bytes."""
+def bytes_of_characters() -> Sketch:
+    """L, é, the euro and a balloon: one character each, and one to four bytes."""
     draw = Sketch(
         760, 236,
-        "Four signs and the bytes that UTF-8 writes for them. The letter L is the one byte 76. The letter e with an "
-        "acute accent is two bytes, 195 and 169. The euro sign is three, 226, 130 and 172. The emoji of a balloon is "
+        "Four characters and the bytes that UTF-8 writes for them. The letter L is the one byte 76. The letter e with "
+        "an acute accent is two bytes, 195 and 169. The euro sign is three, 226, 130 and 172. A balloon (an emoji) is "
         "four bytes, 240, 159, 142 and 136.",
     )  # fmt: skip
-    draw.text(0, 40, "one sign", 15, "start", bold=True)
+    draw.text(0, 40, "a character", 15, "start", bold=True)
     draw.text(0, 168, "its bytes", 15, "start", bold=True)
     draw.text(0, 190, "each 0 to 255", 13, "start", MUTED)
     x = 122

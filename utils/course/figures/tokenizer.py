@@ -77,13 +77,13 @@ def ladder(scores: Mapping[str, float]) -> Figure:
 
 
 def bytes_per_token(sizes: Sequence[int], curves: Mapping[str, Sequence[float]], words: float) -> Figure:
-    """Bytes that a token carries against the number of pieces, and the line of words and signs."""
+    """Bytes that a token carries against the number of pieces, and the line of words and punctuation."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         for (name, curve), line in zip(curves.items(), ("-", "--"), strict=True):
             axes.semilogx(sizes, curve, line, marker="o", ms=4, color=PURPLE, label=name)
         axes.axhline(words, color=GREY, ls=":", lw=2)
-        axes.annotate("words and signs, the last chapters", (sizes[0], words), xytext=(0, 4),
+        axes.annotate("words and punctuation, the last chapters", (sizes[0], words), xytext=(0, 4),
                       textcoords="offset points", color="#505050")  # fmt: skip
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
@@ -98,21 +98,16 @@ def bytes_per_token(sizes: Sequence[int], curves: Mapping[str, Sequence[float]],
 
 def counting(losses: Mapping[str, Sequence[float]]) -> Figure:
     """Loss on unseen text against the length of the sequences that are counted; the first entry is the even guess."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots()
-        for name, loss in losses.items():
-            axes.plot(range(len(loss)), loss, "o-", color=COLOURS[name], lw=2, label=name)
-        for order in (1, 2, 3):
-            loss = losses["stories"][order]
-            axes.annotate(f"{loss:.2f}", (order, loss), xytext=(-6, -13), textcoords="offset points", ha="right")
-        longest = max(map(len, losses.values()))
-        names = ["even\nguess", "1\nunigram", "2\nbigram", "3\ntrigram", *map(str, range(4, longest))]
-        axes.set_xticks(range(longest), names)
-        axes.set(
-            xlabel="words in the sequences that are counted", ylabel="loss (nats per token)", ylim=(0, 9),
-            title="How well can you guess by counting?",
-        )  # fmt: skip
-        axes.legend()
+    with plt.rc_context({**STYLE, "figure.figsize": (8, 3.6)}):
+        figure, panels = plt.subplots(1, len(losses), layout="constrained")
+        for axes, (name, loss) in zip(panels, losses.items(), strict=True):
+            axes.plot(range(len(loss)), loss, "o-", color=COLOURS[name], lw=2)
+            for order, value in enumerate(loss):
+                axes.annotate(f"{value:.2f}", (order, value), xytext=(2, 6), textcoords="offset points")
+            axes.set_xticks(range(len(loss)), ["even\nguess", *map(str, range(1, len(loss)))])
+            axes.set(xlabel="words in the counted sequence", ylim=(0, 1.2 * max(loss)), title=f"unseen {name}")
+            axes.set_xlim(-0.5, len(loss))
+        panels[0].set_ylabel("loss (nats per token)")
     plt.close(figure)
     return figure
 
@@ -124,11 +119,13 @@ def two_units(sizes: Sequence[int], nats: Sequence[float], bits: Sequence[float]
         titles = ("nats per token: no comparison", "bits per byte: a fair one")
         for axes, values, title in zip(panels, (nats, bits), titles, strict=True):
             axes.semilogx(sizes, values, "o-", color=PURPLE, lw=2)
-            best = int(np.argmin(values))
-            axes.plot(sizes[best], values[best], "o", ms=13, mfc="none", mec="black")
+            side, ha = (1, "left") if values[0] > values[-1] else (-1, "right")  # beside the line, not on it
+            for size, value in zip(sizes, values, strict=True):
+                axes.annotate(f"{value:.2f}", (size, value), xytext=(2 * side, 6), textcoords="offset points", ha=ha)
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
             axes.set(xlabel="pieces in the list", ylabel=title.partition(":")[0], title=title)
-            axes.set_ylim(0, 1.15 * max(values))
+            axes.margins(x=0.16)
+            axes.set_ylim(0, 1.2 * max(values))
     plt.close(figure)
     return figure
