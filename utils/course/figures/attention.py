@@ -125,7 +125,7 @@ def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence])
 
 
 @closed
-def the_moment(
+def looking_back(
     steps: Sequence[int], right: Sequence, on_name: Sequence, on_previous: Sequence, trigram: float
 ) -> plt.Figure:
     """Share of right pronouns, and one head's weights on the name and on the word before: (seeds, steps) each."""
@@ -140,6 +140,20 @@ def the_moment(
     left_axes.legend()
     right_axes.set(xlabel="training step", ylabel="weight", title="where 'find' looks in one head")
     right_axes.legend()
+    return figure
+
+
+@closed
+def the_moment(steps: Sequence[int], right: Sequence, looks: Sequence) -> plt.Figure:
+    """Share of right pronouns and the keenest head's look at the name, against steps: (seeds, steps) each."""
+    figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+    for seed, (share, look) in enumerate(zip(right, looks, strict=True)):
+        left_axes.plot(steps, share, "o-", ms=3, color=(BLUE, SKY, PURPLE)[seed], label=f"seed {seed}")
+        right_axes.plot(steps, look, "o-", ms=3, color=(BLUE, SKY, PURPLE)[seed])
+    left_axes.axhline(0.5, color=GREY, ls="--")
+    left_axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.03), title="the right one of 'her' and 'his'")
+    left_axes.legend()
+    right_axes.set(xlabel="training step", title="weight of 'lost' on 'lily' (keenest head)")
     return figure
 
 
