@@ -26,6 +26,10 @@ WRONG = {
             MASK + "return torch.ones(n_queries, n_keys, dtype=torch.bool).tril(n_keys - n_queries - 1)",
             "the diagonal belongs to the mask",
         ),
+        (
+            MASK + "return torch.ones(n_queries, n_keys, dtype=torch.bool).tril(n_queries - n_keys)",
+            "the diagonal has the wrong sign",
+        ),
         (MASK + "return torch.ones(n_queries, n_keys).tril(n_keys - n_queries)", "must be bool"),
         (
             MASK + 'return torch.full((n_queries, n_keys), float("-inf")).triu(n_keys - n_queries + 1)',
@@ -90,6 +94,18 @@ WRONG = {
         ),
         (
             HEAD
+            + """mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+    return (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(mask, -math.inf).softmax(dim=-1) @ v""",
+            "True and False are exchanged",
+        ),
+        (
+            HEAD
+            + """mask = torch.ones(len(x), len(x), dtype=torch.bool).triu()
+    return (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf).softmax(dim=-1) @ v""",
+            "turn the mask around",
+        ),
+        (
+            HEAD
             + """mask = torch.ones(len(x), len(x), dtype=torch.bool).tril(-1)
     return (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf).softmax(dim=-1) @ v""",
             "A word may look at itself",
@@ -102,6 +118,15 @@ WRONG = {
         ),
     ],
     "check_read_in_pieces": [
+        (
+            PIECES
+            + """scores, values = [], []
+    for k, v in pieces:
+        scores.append(k @ q / len(q) ** 0.5)
+        values.append(v.clone())
+    return torch.cat(scores).softmax(0) @ torch.cat(values)""",
+            "of every piece",
+        ),
         (
             PIECES + "return torch.stack([(k @ q / len(q) ** 0.5).softmax(0) @ v for k, v in pieces]).mean(0)",
             "you average the pieces",

@@ -1,9 +1,8 @@
-"""Checks of chapter 2: the mask, one head, a score that knows the distance alone, attention in pieces."""
+"""Checks of chapter 2: the mask, one head, a score that knows the distance alone (`pieces` has the last)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -35,6 +34,11 @@ def check_may_look(answer) -> str:
         )
         ones = torch.ones(n_queries, n_keys, dtype=torch.bool)
         may = ones.tril(n_keys - n_queries)
+        expect(
+            n_keys == n_queries or not torch.equal(mask, ones.tril(n_queries - n_keys)),
+            f"{case} the diagonal has the wrong sign: the past must be in sight.\n"
+            "A positive `diagonal` moves the edge to the right: S - T, not T - S.",
+        )
         expect(
             n_keys == 1 or not torch.equal(mask, ~may),
             f"{case} your mask is turned around: True must mean 'may look'.\nPrint it: the first column must be True.",
@@ -80,11 +84,18 @@ def check_one_head(answer) -> str:
     hidden = scores.masked_fill(~past, -math.inf)  # (T, T) without a scale
     scale = d**-0.5
     expect(
+        mixtures[:-1].isnan().any() or not mixtures[-1].isnan().all(),
+        "only the last row is nan, so True and False are exchanged: each word sees later words only.\n"
+        "masked_fill fills where its mask is True, so it takes ~may_look(T, T).",
+    )
+    expect(
         not mixtures.isnan().any(),
         "there is a nan: a row of the softmax has nothing but minus infinity.\nA word may look at itself.",
     )
     for wrong, mistake in (
         ((scores * scale).softmax(-1) @ v, "nothing is masked: the answers depend on later words."),
+        ((scores * scale).masked_fill(~past.mT, -math.inf).softmax(-1) @ v,
+         "each word sees itself and later words:\nturn the mask around."),
         (hidden.softmax(-1) @ v, "the scores are not divided by the root of d."),
         ((hidden / d).softmax(-1) @ v,
          "the scores are divided by d.\nTheir variance is d, so their size is the root of d."),
@@ -175,72 +186,3 @@ def check_relative_score(answer) -> str:
             f"at distance {distance} it is not the score of both turned by `rope`.",
         )
     return "two words apart means the same at place 5 and at place 50,000."
-
-
-def read_in_pieces(q: torch.Tensor, pieces: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    largest, total, mixed = -math.inf, 0.0, torch.zeros_like(q)
-    for k, v in pieces:
-        scores = k @ q / math.sqrt(len(q))  # (n,)
-        new = max(largest, scores.max().item())
-        parts = (scores - new).exp()  # (n,)
-        shrink = math.exp(largest - new)
-        total = total * shrink + parts.sum()
-        mixed = mixed * shrink + parts @ v
-        largest = new
-    return mixed / total
-
-
-def _lent(
-    keys: torch.Tensor, values: torch.Tensor, sizes: Iterable[int]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Pieces of keys and values; each is overwritten when the next one is asked for."""
-    start = 0
-    for size in sizes:
-        k, v = keys[start : start + size].clone(), values[start : start + size].clone()
-        yield k, v
-        k.fill_(math.nan), v.fill_(math.nan)
-        start += size
-
-
-@check(ours=read_in_pieces)
-def check_read_in_pieces(answer) -> str:
-    """answer(q (d,), pieces of (keys (n, d), values (n, d))) must be the mixture (d,) that one softmax would give."""
-    d, sizes = 6, (3, 1, 8, 2)
-    q, keys, values = _draw(d), _draw(sum(sizes), d, seed=1), _draw(sum(sizes), d, seed=2)
-    mixture = expect_tensor(answer(q, _lent(keys, values, sizes)), (d,))
-    expect(
-        not mixture.isnan().any(),
-        "there is a nan. A piece is gone when the next one comes: keep sums, not pieces.\n"
-        "Or is it inf - inf? Subtract the NEW largest score, never the old.",
-    )
-    scores = keys @ q
-    cut, cut_values = (scores / d**0.5).split(sizes), values.split(sizes)
-    each = torch.stack([s.softmax(0) @ v for s, v in zip(cut, cut_values, strict=True)])
-    share = torch.tensor(sizes) / sum(sizes)
-    largest = torch.stack([s.max() for s in cut]).cummax(0).values
-    parts = [(s - top).exp() for s, top in zip(cut, largest, strict=True)]
-    totals = torch.stack([p.sum() for p in parts])
-    mixed = torch.stack([p @ v for p, v in zip(parts, cut_values, strict=True)])
-    kept = (largest - largest[-1]).exp()  # what the rescaling leaves of each piece
-    for wrong, mistake in (
-        (each.mean(0), "you average the pieces' own mixtures.\nA piece with high scores must count for more."),
-        (share @ each, "you weigh pieces by their length.\nTheir share is their sum of exponentials."),
-        (each.sum(0), "you add up the mixtures of single pieces:\ntheir weights sum to 1 in each piece, not over all."),
-        (scores.softmax(0) @ values, "the scores are not divided by the root of d."),
-        (mixed.sum(0) / totals.sum(), "the largest score changes from piece to piece, older sums keep the old one.\n"
-         "When it rises by m, multiply total and mixture so far by exp(-m)."),
-        (mixed.sum(0) / (kept @ totals), "the total is rescaled when the largest score rises, the mixture is not."),
-        (kept @ mixed / totals.sum(), "the mixture is rescaled when the largest score rises, the total is not."),
-        (kept @ mixed, "the mixture is not divided by the sum of the exponentials."),
-    ):  # fmt: skip
-        expect(not close(mixture, wrong), mistake)
-    right = (scores / d**0.5).softmax(0) @ values
-    expect(close(mixture, right, 1e-4), "it is not the mixture that one softmax over all positions gives.")
-    for factor in (400.0, -400.0):
-        loud = expect_tensor(answer(factor * q, _lent(keys, values, sizes)), (d,))
-        expect(
-            close(loud, (factor * scores / d**0.5).softmax(0) @ values, 1e-3),
-            "right for small scores, but a score of some hundreds makes exp overflow or vanish.\n"
-            "Subtract the largest score so far before the exponential.",
-        )
-    return "this is how FlashAttention reads a cache of any length."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from utils.course.drawings.sketch import MUTED, Sketch
+from utils.course.drawings.sketch import INK, MUTED, Sketch
 
 
 def pair(vector: Sequence[float]) -> str:
@@ -18,36 +18,38 @@ def look_back(
     weights: Sequence[float], mixture: Sequence[float],
 ) -> Sketch:  # fmt: skip
     """One word asks, every word answers: keys, scores, weights and values of a look back, one column for each word."""
-    shares = ", ".join(f"{word} {weight:.0%}" for word, weight in zip(words, weights, strict=True))
+    shares = ", ".join(f"{word} {weight:.1%}" for word, weight in zip(words, weights, strict=True))
     draw = Sketch(
-        860, 340,
+        860, 356,
         f"One look back. The query of {asks} is compared with the key of every word, which gives a score for each; the "
         f"softmax makes shares of the scores: {shares}. The values, each times its share, add up to the mixture.",
     )  # fmt: skip
     left, step, width = 190, 128, 108
-    for y, name in ((136, "score = q·k"), (190, "weight"), (310, "sum")):
+    for y, name in ((152, "score = q·k"), (206, "weight"), (326, "sum")):
         draw.text(left - 16, y, name, 14, "end", MUTED)
-    ask = draw.box(0, 60, 124, 48, f"query of {asks}\n{pair(query)}", "orange", 14)
-    draw.arrow(ask.right, (left - 4, ask.right[1]))
+    ask = draw.box(0, 34, 124, 48, f"query of {asks}\n{pair(query)}", "orange", 14)
+    along = ask.right[1]  # the query goes to every key
+    draw.line(ask.right, (left + (len(words) - 1) * step + width / 2, along), colour=INK, width=1.6)
     for i, word in enumerate(words):
         x, middle = left + i * step, left + i * step + width / 2
         draw.box(x, 0, width, 38, word, "here" if word == asks else "plain", 15, bold=True)
-        draw.box(x, 66, width, 36, f"key {pair(keys[i])}", "sky", 15)
-        draw.text(middle, 136, f"{scores[i]:g}", 16)
-        draw.box(x, 176, width, 28, "", "none", round=4)
-        draw.box(x, 176, max(weights[i] * width, 4), 28, "", "blue", round=4)
-        draw.text(middle, 190, f"{weights[i]:.1%}", 14)
-        draw.box(x, 240, width, 36, f"value {pair(values[i])}", "green", 15)
-        draw.arrow((middle, 104), (middle, 124))
-        draw.arrow((middle, 148), (middle, 174))
-        draw.arrow((middle, 206), (middle, 238))
-        draw.line((middle, 278), (middle, 310))
+        draw.arrow((middle, along), (middle, 80))
+        draw.box(x, 82, width, 36, f"key {pair(keys[i])}", "sky", 15)
+        draw.text(middle, 152, f"{scores[i]:g}", 16)
+        draw.box(x, 192, width, 28, "", "none", round=4)
+        draw.box(x, 192, max(weights[i] * width, 4), 28, "", "blue", round=4)
+        draw.text(middle, 206, f"{weights[i]:.1%}", 14)
+        draw.box(x, 256, width, 36, f"value {pair(values[i])}", "green", 15)
+        draw.arrow((middle, 120), (middle, 140))
+        draw.arrow((middle, 164), (middle, 190))
+        draw.arrow((middle, 222), (middle, 254))
+        draw.line((middle, 294), (middle, 326))
     last = left + len(words) * step
-    draw.text(last - 8, 162, "softmax", 14, "start", MUTED)
-    draw.text(last - 8, 222, "times the value", 14, "start", MUTED)
-    draw.line((left + width / 2, 310), (last - step + width / 2, 310))
-    mixed = draw.box(last + 12, 284, 860 - last - 12, 52, f"mixture:\n{pair(mixture)}", "orange", 14)
-    draw.arrow((last - step + width / 2, 310), mixed.left)
+    draw.text(last - 8, 178, "softmax", 14, "start", MUTED)
+    draw.text(last - 8, 238, "times the value", 14, "start", MUTED)
+    draw.line((left + width / 2, 326), (last - step + width / 2, 326))
+    mixed = draw.box(last + 12, 300, 860 - last - 12, 52, f"mixture:\n{pair(mixture)}", "orange", 14)
+    draw.arrow((last - step + width / 2, 326), mixed.left)
     return draw
 
 
@@ -127,6 +129,15 @@ def heads_and_shapes() -> Sketch:
     return draw
 
 
+def hand(draw: Sketch, centre: tuple[float, float], angle: float, length: float, colour: str) -> None:
+    """A hand of a clock, with an open head of its own colour."""
+    x, y = centre
+    tip = x + length * math.cos(angle), y - length * math.sin(angle)
+    sides = [(tip[0] - 12 * math.cos(angle + turn), tip[1] + 12 * math.sin(angle + turn)) for turn in (0.45, -0.45)]
+    draw.line(centre, tip, colour=colour, width=3)
+    draw.line(sides[0], tip, sides[1], colour=colour, width=3)
+
+
 def turns(places: Sequence[tuple[int, int]], theta: float, q_angle: float = 0.46, k_angle: float = -0.36) -> Sketch:
     """Query and key as arrows on a clock, turned by `theta` for each place; one clock for each (i, j) of `places`."""
     draw = Sketch(
@@ -142,7 +153,7 @@ def turns(places: Sequence[tuple[int, int]], theta: float, q_angle: float = 0.46
         for place, angle, name, colour in ((i, q_angle, "q", "#b26a00"), (j, k_angle, "k", "#0072B2")):
             turned = angle + place * theta
             along, up = math.cos(turned), -math.sin(turned)
-            draw.arrow((x, y), (x + 0.8 * radius * along, y + 0.8 * radius * up), colour=colour)
+            hand(draw, (x, y), turned, 0.84 * radius, colour)
             draw.text(x + 1.17 * radius * along, y + 1.17 * radius * up, name, 16, colour=colour, bold=True)
         draw.text(x, 232, f"q at {i}, k at {j}: distance {i - j}", 14)
     return draw

@@ -125,6 +125,25 @@ def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence])
 
 
 @closed
+def looking_back(
+    steps: Sequence[int], right: Sequence, on_name: Sequence, on_previous: Sequence, trigram: float
+) -> plt.Figure:
+    """Share of right pronouns, and one head's weights on the name and on the word before: (seeds, steps) each."""
+    figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained", sharey=True)
+    curves = zip(right, on_name, on_previous, (BLUE, SKY, PURPLE), strict=True)
+    for seed, (share, name, previous, colour) in enumerate(curves):
+        left_axes.plot(steps, share, "o-", ms=3, color=colour, label=f"seed {seed}")
+        right_axes.plot(steps, name, "o-", ms=3, color=colour, label="on the name" if seed == 0 else None)
+        right_axes.plot(steps, previous, ":", color=colour, label="on the token before" if seed == 0 else None)
+    left_axes.axhline(trigram, color=GREY, ls="--", label="trigram")
+    left_axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.03), title="the right one of 'her' and 'his'")
+    left_axes.legend()
+    right_axes.set(xlabel="training step", ylabel="weight", title="where 'find' looks in one head")
+    right_axes.legend()
+    return figure
+
+
+@closed
 def the_moment(steps: Sequence[int], right: Sequence, looks: Sequence) -> plt.Figure:
     """Share of right pronouns and the keenest head's look at the name, against steps: (seeds, steps) each."""
     figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
