@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 import torch.nn.functional as F
 
@@ -12,41 +14,80 @@ def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@check
+def gated_layer(x: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor) -> torch.Tensor:
+    """x (N, D), w_up (2, F, D), value and gate, w_down (M, F) -> (N, M)."""
+    value, gate = x @ w_up[0].T, x @ w_up[1].T  # (N, F) each
+    return (value * F.silu(gate)) @ w_down.T
+
+
+def matched_width(d_ff: int, multiple: int = 1) -> int:
+    """The widest gated layer, in steps of `multiple`, that costs no more than a plain one of `d_ff`."""
+    return 2 * d_ff // (3 * multiple) * multiple
+
+
+def gated_layer_gradient(
+    x: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, w_up and w_down, from that of the layer's result, `upstream` (N, M)."""
+    value, gate = x @ w_up[0].T, x @ w_up[1].T  # (N, F) each
+    s = torch.sigmoid(gate)  # (N, F)
+    hidden = value * gate * s  # (N, F)
+    grad_hidden = upstream @ w_down  # (N, F)
+    grad_value = grad_hidden * gate * s  # (N, F)
+    grad_gate = grad_hidden * value * s * (1 + gate * (1 - s))  # (N, F)
+    grad_x = grad_value @ w_up[0] + grad_gate @ w_up[1]  # (N, D)
+    return grad_x, torch.stack([grad_value.T @ x, grad_gate.T @ x]), upstream.T @ hidden
+
+
+def gate_half(layer, width: int) -> str:
+    """Which half of its input a gated activation takes for the gate: "first" or "second"."""
+    x = _draw(5, 2 * width)
+    doubled = torch.cat([2 * x[:, :width], x[:, width:]], dim=1)
+    return "second" if torch.allclose(layer(doubled), 2 * layer(x), rtol=1e-4, atol=1e-6) else "first"
+
+
+@check(ours=gated_layer)
 def check_gated_layer(answer) -> str:
-    """answer(x (N, D), w_up (2, F, D), w_down (D, F)) must be w_down (value * SiLU(gate)), value before gate."""
+    """answer(x (N, D), w_up (2, F, D), w_down (M, F)) must be w_down (value * SiLU(gate)), value before gate."""
     x, w_up, w_down = _draw(5, 4), _draw(2, 3, 4, seed=1), _draw(4, 3, seed=2)
-    y = expect_tensor(answer(x, w_up, w_down), (5, 4))
+    y = expect_tensor(answer(x, w_up, w_down), (5, 4)).to(x)
     value, gate = x @ w_up[0].T, x @ w_up[1].T  # (N, F) each
     for hidden, mistake in (
         (
             F.silu(value) * gate,
             "SiLU sits on the value. Here w_up[0] is the value and stays as it is,\nw_up[1] is the gate.",
         ),
-        (F.silu(value) * F.silu(gate), "SiLU sits on both halves. Only the gate is bent, the value passes as it is."),
+        (F.silu(value) * F.silu(gate), "SiLU sits on both halves. Only the gate is bent,\nthe value passes as it is."),
         (
             value * gate.sigmoid(),
             "the gate gets the sigmoid alone, the older GLU.\nSiLU(gate) is gate * sigmoid(gate): compare at 3.",
         ),
-        (value * gate, "nothing is bent: value * gate without SiLU. See what a gate of -3 lets through."),
-        (value + F.silu(gate), "value and SiLU(gate) are added. A gate multiplies: at gate 0 nothing may pass."),
+        (value * gate, "nothing is bent: value * gate without SiLU.\nSee what a gate of -3 lets through."),
+        (value + F.silu(gate), "value and SiLU(gate) are added. A gate multiplies:\nat gate 0 nothing may pass."),
         (F.silu(gate), "the value is missing: this is the plain layer down(SiLU(gate))."),
-    ):  # fmt: skip
+    ):
         expect(not close(y, hidden @ w_down.T), mistake)
+    expect(close(y, gated_layer(x, w_up, w_down)), "the numbers are others than\nw_down (value * SiLU(gate)) gives.")
+    one = expect_tensor(answer(x, w_up, w_down[:1]), (5, 1)).to(x)
+    expect(close(one, gated_layer(x, w_up, w_down[:1])), "with a w_down (1, 3) the numbers are wrong.")
+    leaves = [t.clone().requires_grad_() for t in (x, w_up, w_down)]
+    through = answer(*leaves)
     expect(
-        close(y, (value * F.silu(gate)) @ w_down.T), "the numbers are others than w_down (value * SiLU(gate)) gives."
+        through.requires_grad,
+        "the numbers are right, but no gradient passes through: .item(), .tolist(), .detach()\n"
+        "and torch.tensor(...) of results cut it off, and the layer could not be trained.",
     )
     return "this is the inside of every expert of Kimi K2, only narrower."
 
 
-@check
+@check(ours=matched_width)
 def check_matched_width(answer) -> str:
     """answer(d_ff, multiple): the widest gated layer, in steps of `multiple`, that costs no more than a plain d_ff."""
     for d_ff, multiple in ((192, 1), (1000, 1), (1000, 64), (4096, 256), (12, 8)):
         width = answer(d_ff, multiple)
         ask = f"for d_ff = {d_ff}, multiple = {multiple} you say {width}"
         expect(width is not None, "your function returns None: does it end in `return`?")
-        expect(isinstance(width, int), f"{ask}: a width is a whole number, take // instead of /.")
+        expect(_is_whole(width), f"{ask}: a width is a whole number,\ntake // instead of /.")
         expect(width != d_ff, f"{ask}: a third matrix of the same width makes the layer\nhalf as large again.")
         expect(width < d_ff, f"{ask}: that is upside down, the gated layer has three matrices\nand must be narrower.")
         expect(
@@ -59,53 +100,86 @@ def check_matched_width(answer) -> str:
             f"{ask}: 3 x {width} is more than 2 x {d_ff}.\nRound down, else the gated layer is the larger.",
         )
         expect(
-            3 * (width + multiple) > 2 * d_ff, f"{ask}: {width + multiple} fits as well, and the widest was asked for."
+            3 * (width + multiple) > 2 * d_ff, f"{ask}: {width + multiple} fits as well,\nand the widest was asked for."
         )
     return "now a difference in loss cannot come from a difference in size."
 
 
-@check
-def check_swiglu_gradient(answer) -> str:
-    """answer(value, gate, upstream) -> (grad_value, grad_gate) must be what autograd finds for value * SiLU(gate)."""
-    value, gate, upstream = (_draw(4, 3, seed=seed) for seed in range(3))
-    result = answer(value, gate, upstream)
+def _is_whole(width: object) -> bool:
+    """Whether it can stand where Python asks for a whole number: an int, of numpy or torch as well."""
+    try:
+        operator.index(width)
+    except TypeError:
+        return False
+    return not isinstance(width, bool)
+
+
+@check(ours=gated_layer_gradient)
+def check_gated_layer_gradient(answer) -> str:
+    """answer(x, w_up, w_down, upstream) -> (grad_x, grad_w_up, grad_w_down) must be what autograd finds."""
+    inputs = x, w_up, w_down = _draw(5, 4) / 2, _draw(2, 3, 4, seed=1) / 2, _draw(4, 3, seed=2) / 2
+    upstream = _draw(5, 4, seed=3)
+    result = answer(*inputs, upstream)
     expect(result is not None, "your function returns None: does it end in `return`?")
-    expect(isinstance(result, tuple) and len(result) == 2, "two tensors were asked for: (grad_value, grad_gate).")
-    grad_value, grad_gate = (expect_tensor(grad, (4, 3)) for grad in result)
-    leaves = value.clone().requires_grad_(), gate.clone().requires_grad_()
-    right_value, right_gate = torch.autograd.grad(leaves[0] * F.silu(leaves[1]), leaves, upstream)
-    open_, slope = gate.sigmoid(), right_gate / (upstream * value)
     expect(
-        not (close(grad_value, right_gate) and close(grad_gate, right_value)),
-        "the two are in the wrong order: (grad_value, grad_gate) was asked for.",
+        isinstance(result, tuple | list) and len(result) == 3,
+        "three tensors were asked for: (grad_x, grad_w_up, grad_w_down).",
+    )
+    for name, grad, like in zip(("grad_x", "grad_w_up", "grad_w_down"), result, inputs, strict=True):
+        expect(
+            isinstance(grad, torch.Tensor) and grad.shape == like.shape,
+            f"{name} must have the shape of what it belongs to, {tuple(like.shape)},\n"
+            f"yours is {tuple(getattr(grad, 'shape', ()))}.",
+        )
+    grad_x, grad_up, grad_down = (grad.to(x) for grad in result)
+    right_x, right_up, right_down = gated_layer_gradient(*inputs, upstream)
+    value, gate = x @ w_up[0].T, x @ w_up[1].T  # (N, F) each
+    s, grad_hidden = gate.sigmoid(), upstream @ w_down  # (N, F) each
+    expect(
+        not close(grad_down, upstream.T @ value),
+        "grad_w_down: its input is not the value alone,\nbut value * SiLU(gate).",
+    )
+    expect(close(grad_down, right_down), "grad_w_down is not upstream.T @ hidden: for each word, what arrives at\n"
+           "the result times what w_down was given, summed over words.")  # fmt: skip
+    expect(
+        not close(grad_up, right_up.flip(0)), "grad_w_up: value and gate have traded places,\nthe value comes first."
     )
     expect(
-        not (close(grad_value, F.silu(gate)) or close(grad_gate, value * slope)),
-        "the upstream gradient is missing: the chain rule multiplies by what comes from above.",
+        not close(grad_up[0], (grad_hidden * s).T @ x),
+        "the value's factor is SiLU(gate) = gate * sigmoid(gate),\nnot sigmoid(gate).",
     )
     expect(
-        not close(grad_value, upstream),
-        "grad_value: the factor SiLU(gate) is missing. A closed gate lets no gradient through.",
+        not close(grad_up[0], (F.silu(gate) * value).T @ x),
+        "grad_w_up[0]: the upstream gradient is missing.\nFirst take it back through w_down.",
     )
     expect(
-        not close(grad_value, upstream * open_),
-        "grad_value: the factor is SiLU(gate) = gate * sigmoid(gate), not sigmoid(gate).",
+        close(grad_up[0], right_up[0]),
+        "grad_w_up[0] is wrong. The gradient of the value is grad_hidden * SiLU(gate)\n"
+        "with grad_hidden = upstream @ w_down, and then the value's weights meet x.",
     )
-    expect(close(grad_value, right_value), "grad_value is not upstream * SiLU(gate).")
     for factor, mistake in (
-        (slope, "the factor value is missing. With value = 0 the gate changes nothing."),
-        (value * open_, "sigmoid(gate) alone forgets that the sigmoid moves too.\nProduct rule: s + gate * s'."),
-        (value * open_ * (1 - open_), "that is the slope of the sigmoid. SiLU is gate * sigmoid(gate): product rule."),
-    ):  # fmt: skip
-        expect(not close(grad_gate, upstream * factor), f"grad_gate: {mistake}")
+        (s * (1 + gate * (1 - s)), "the factor value is missing. With value = 0\nthe gate changes nothing."),
+        (value * s, "sigmoid(gate) alone forgets that the sigmoid moves too.\nProduct rule: s + gate * s * (1 - s)."),
+        (value * s * (1 - s), "that is the slope of the sigmoid. SiLU is gate * sigmoid(gate):\nproduct rule."),
+        (value * F.silu(gate), "that is SiLU itself, its slope was asked for."),
+    ):
+        expect(not close(grad_up[1], (grad_hidden * factor).T @ x), f"grad_w_up[1]: {mistake}")
     expect(
-        close(grad_gate, right_gate),
-        "grad_gate is not what autograd finds. Try value = 1, gate = 0, upstream = 1:\nit must be 0.5.",
+        close(grad_up[1], right_up[1]),
+        "grad_w_up[1] is not what autograd finds. For one unit, try value = 1, gate = 0:\nthe slope must be 0.5.",
     )
-    return "these two lines are the backward of `utils.swiglu`, and of every SwiGLU kernel there is."
+    grad_value, grad_gate = grad_hidden * gate * s, grad_hidden * value * s * (1 + gate * (1 - s))
+    expect(
+        not close(grad_x, grad_value @ w_up[0]) and not close(grad_x, grad_gate @ w_up[1]),
+        "grad_x: x goes two ways, through the value and through the gate.\nAdd both.",
+    )
+    expect(
+        close(grad_x, right_x), "grad_x is not what autograd finds:\nit is grad_value @ w_up[0] + grad_gate @ w_up[1]."
+    )
+    return "this is the backward pass of every expert, written by you."
 
 
-@check
+@check(ours=gate_half)
 def check_gate_half(answer) -> str:
     """answer(layer, width) must say "first" or "second" for layers (N, 2 width) -> (N, width) of both kinds."""
 
@@ -119,7 +193,7 @@ def check_gate_half(answer) -> str:
 
     said = answer(value_first, 6), answer(gate_first, 6)
     expect(None not in said, "your function returns None: does it end in `return`?")
-    expect(set(said) <= {"first", "second"}, f'the answer must be "first" or "second", yours is {said[0]!r}.')
+    expect(set(said) <= {"first", "second"}, f'the answer must be "first" or "second", yours is {said[0]!r:.40}.')
     expect(
         said[0] != said[1],
         f'you say "{said[0]}" for both layers, so your input does not tell them apart. Zeros, equal halves\n'
@@ -129,4 +203,6 @@ def check_gate_half(answer) -> str:
         said == ("second", "first"),
         "both answers are upside down. Doubling the *value* doubles the result exactly,\ndoubling the gate does not.",
     )
-    return "no shape and no error would have told you; this test does, in one line."
+    for layer, name in ((value_first, "second"), (gate_first, "first")):
+        expect(answer(layer, 9) == name, f'for layers of width 9 the answer is wrong once,\nwhere "{name}" is right.')
+    return "no shape and no error would have told you; this does, in one line."
