@@ -18,12 +18,6 @@ HOMES = {  # else one module of the chapter's name
 }
 # Numbers of the text that nothing in their notebook shows: to be printed, computed or taken out. None may be added.
 KNOWN = {
-    "01_tokenizer": (
-        "300 | 655 | 3,164 | 6,764 | 413 | 0.41 % | 0.74 % | 1.68 % | 68.2 % | 0.23 % | 512 | 224 | "
-        "4,954 | 6,584 | 6.2 | 5.16 | 2.25 | 1.46 | 1.05 | 1.13 | 775 | 5.62 | 3.84 | 3.45 | 557 | 160,000"
-    ),
-    "02_attention": "0.06 | 0.66 | 244",
-    "03_moe": "1.269 | 2.538 | 106,496 | 98,304 | 8,192 | 1.39 | 1.15 | 2.08 | 0.46",
     "05_muonclip": (
         "0.93 | 0.485 | 485 | 10,000 | 100.5 | 1.41 | 1.46 | 1.56 | 900 | 1,800 | 1.38 | 1.37 | 1.33 | 180,000 | 2.35"
     ),
