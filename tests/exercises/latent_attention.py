@@ -6,8 +6,8 @@ COUNT = """c, r = config.kv_lora_rank, config.qk_rope_head_dim
     n, v, heads = config.qk_nope_head_dim, config.v_head_dim, config.n_heads
     times = tokens * config.n_layers * bytes_each
     """
-RAMP = "def yarn_ramp(width, theta, original, beta_fast, beta_slow):\n    "
-ENDS = """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+RAMP = "def yarn_ramp(width, base, original, beta_fast, beta_slow):\n    "
+ENDS = """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
     low, high = max(math.floor(at(beta_fast)), 0), min(math.ceil(at(beta_slow)), width - 1)
     pair = torch.arange(width // 2)
     """
@@ -99,37 +99,48 @@ WRONG = {
         (RAMP + ENDS + "return (pair >= high).float()", "it is a step"),
         (
             RAMP
-            + """at = lambda turns: width * math.log(original / turns) / (2 * math.log(theta))
+            + """at = lambda turns: width * math.log(original / turns) / (2 * math.log(base))
     low, high = max(math.floor(at(beta_fast)), 0), min(math.ceil(at(beta_slow)), width - 1)
     return ((torch.arange(width // 2) - low) / (high - low)).clamp(0, 1)""",
             "2 pi radians",
         ),
         (
             RAMP
-            + """turns = original * theta ** (-2 * torch.arange(width // 2) / width) / (2 * math.pi)
+            + """turns = original * base ** (-2 * torch.arange(width // 2) / width) / (2 * math.pi)
     return 1 - ((turns - beta_slow) / (beta_fast - beta_slow)).clamp(0, 1)""",
             "linear in the number of turns",
         ),
         (
             RAMP
-            + """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+            + """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
     low, high = at(beta_fast), at(beta_slow)
     return ((torch.arange(width // 2) - low) / (high - low)).clamp(0, 1)""",
             "not whole numbers",
         ),
         (
             RAMP
-            + """at = lambda turns: round(width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta)))
+            + """at = lambda turns: round(width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base)))
     low, high = at(beta_fast), at(beta_slow)
     return ((torch.arange(width // 2) - low) / (high - low)).clamp(0, 1)""",
             "your ramp has nan or inf",
         ),
         (
             RAMP
-            + """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+            + """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
     low, high = math.ceil(at(beta_fast)), math.floor(at(beta_slow))
     return ((torch.arange(width // 2) - low) / (high - low)).clamp(0, 1)""",
             "0 up to pair 10, 1 from pair 23",
+        ),
+        (
+            RAMP + ENDS + "return ((pair - low) / (min(high, width // 2 - 1) - low)).clamp(0, 1)",
+            "ramp ends at R/2 - 1",
+        ),
+        (
+            RAMP
+            + """at = lambda turns: width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
+    low, high = max(math.floor(at(beta_fast)), 0), math.ceil(at(beta_slow))
+    return ((torch.arange(width // 2) - low) / (high - low)).clamp(0, 1)""",
+            "may end",
         ),
     ],
 }
@@ -178,7 +189,7 @@ ALSO_RIGHT = {
         RAMP
         + """ends = []
     for turns, rounded in ((beta_fast, math.floor), (beta_slow, math.ceil)):
-        ends.append(rounded(width / 2 * math.log(original / (2 * math.pi * turns), theta)))
+        ends.append(rounded(width / 2 * math.log(original / (2 * math.pi * turns), base)))
     low, high = max(ends[0], 0), min(ends[1], width - 1)
     found = torch.zeros(width // 2)
     for i in range(width // 2):
@@ -186,7 +197,7 @@ ALSO_RIGHT = {
     return found""",
         RAMP
         + """ends = torch.tensor([beta_fast, beta_slow])
-    ends = width * torch.log(original / (2 * torch.pi * ends)) / (2 * math.log(theta))
+    ends = width * torch.log(original / (2 * torch.pi * ends)) / (2 * math.log(base))
     low, high = ends[0].floor().clamp(min=0), ends[1].ceil().clamp(max=width - 1)
     return torch.minimum(torch.maximum((torch.arange(width // 2) - low) / (high - low), torch.tensor(0.0)),
                          torch.tensor(1.0))""",

@@ -132,14 +132,14 @@ def check_cache_bytes(answer) -> str:
     expect(given(1, "expanded", 4) == 2 * expanded, "with four bytes a number it must be twice as much: `bytes_each`.")
     published = answer(KimiConfig.k2(), 1, "latent")
     expect(published == 70_272, f"Kimi K2's latent takes 70,272 bytes for a token, yours {published:,}.")
-    return f"Kimi K2 keeps {published:,} bytes for each token."
+    return f"Kimi K2 keeps {published:,.0f} bytes for each token."
 
 
-def yarn_ramp(width: int, theta: float, original: int, beta_fast: float, beta_slow: float) -> torch.Tensor:
+def yarn_ramp(width: int, base: float, original: int, beta_fast: float, beta_slow: float) -> torch.Tensor:
     """(R/2,): 0 for a channel pair that keeps its frequency, 1 for one that is slowed down in full."""
 
     def pair_with(turns: float) -> float:
-        return width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+        return width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
 
     low = max(math.floor(pair_with(beta_fast)), 0)
     high = min(math.ceil(pair_with(beta_slow)), width - 1)
@@ -148,19 +148,20 @@ def yarn_ramp(width: int, theta: float, original: int, beta_fast: float, beta_sl
 
 @check(ours=yarn_ramp)
 def check_yarn_ramp(answer) -> str:
-    """answer(R, theta, original, beta_fast, beta_slow) must be YaRN's ramp (R/2,), as published models have it."""
-    for width, theta, original, fast, slow, whose in (
+    """answer(R, base, original, beta_fast, beta_slow) must be YaRN's ramp (R/2,), as published models have it."""
+    for width, base, original, fast, slow, whose in (
         (64, 10_000.0, 4096, 32.0, 1.0, "for DeepSeek-V3"),
         (64, 50_000.0, 4096, 1.0, 1.0, "for Kimi K2"),
         (16, 10_000.0, 64, 32.0, 1.0, "where no pair turns beta_fast times"),
+        (16, 10.0, 1000, 32.0, 1.0, "where all pairs turn beta_slow times"),
     ):
-        ramp = expect_tensor(answer(width, theta, original, fast, slow), (width // 2,)).double()
+        ramp = expect_tensor(answer(width, base, original, fast, slow), (width // 2,)).double()
         pair = torch.arange(width // 2, dtype=torch.float64)
-        log_base = 2 * math.log(theta) / width
+        log_base = 2 * math.log(base) / width
         first, last = (math.log(original / (2 * math.pi * turns)) / log_base for turns in (fast, slow))
         low, high = max(math.floor(first), 0), min(math.ceil(last), width - 1)
         right = ((pair - low) / (high - low)).clamp(0, 1)
-        turns = original * theta ** (-2 * pair / width) / (2 * math.pi)
+        turns = original * base ** (-2 * pair / width) / (2 * math.pi)
         no_pi = [math.log(original / turn) / log_base for turn in (fast, slow)]
         no_pi = max(math.floor(no_pi[0]), 0), min(math.ceil(no_pi[1]), width - 1)
         expect(not close(ramp, 1 - right), "turned around: fast pairs, which come first, keep their frequency: 0.")
@@ -185,6 +186,14 @@ def check_yarn_ramp(answer) -> str:
             expect(
                 not close(ramp, ((pair - first) / (last - first)).clamp(0, 1)),
                 f"{whose} the ends are not whole numbers: round the lower one down and the upper one up.",
+            )
+        for end, mistake in (
+            (min(high, width // 2 - 1), "ends at R/2 - 1, the last pair"),
+            (math.ceil(last), "may end beyond R - 1"),
+        ):
+            expect(
+                end in (high, low) or not close(ramp, ((pair - low) / (end - low)).clamp(0, 1)),
+                f"{whose} your ramp {mistake}. In the published code it ends at R - 1 at most.",
             )
         expect(
             not close(ramp, (pair >= high).double()) or close(right, (pair >= high).double()),

@@ -50,18 +50,18 @@ def absorbed_error(errors: Sequence[float], size: float) -> plt.Figure:
     return figure
 
 
-def cache_growth(tokens: Sequence[int], gibibytes: Mapping[str, Sequence[float]], limit: float) -> plt.Figure:
+def cache_growth(tokens: Sequence[int], gigabytes: Mapping[str, Sequence[float]], limit: float) -> plt.Figure:
     """Size of the cache against the context, for each form, beside the memory of one GPU."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-        for (name, sizes), colour in zip(gibibytes.items(), (GREY, ORANGE, LATENT), strict=True):
+        for (name, sizes), colour in zip(gigabytes.items(), (GREY, ORANGE, LATENT), strict=True):
             axes.loglog(tokens, sizes, "o-", ms=4, color=colour, label=name)
-            axes.annotate(f"{sizes[-1]:,.1f} GiB", (tokens[-1], sizes[-1]), (6, 0), textcoords="offset points",
+            axes.annotate(f"{sizes[-1]:,.1f} GB", (tokens[-1], sizes[-1]), (6, 0), textcoords="offset points",
                           va="center", color=colour)  # fmt: skip
         axes.axhline(limit, color=GREY, ls="--", lw=1)
-        axes.annotate(f"memory of one {limit:.0f} GiB GPU", (tokens[0], limit), (0, 4), textcoords="offset points",
+        axes.annotate(f"memory of one {limit:.0f} GB GPU", (tokens[0], limit), (0, 4), textcoords="offset points",
                       color=GREY)  # fmt: skip
-        axes.set(xlabel="tokens of context", ylabel="cache (GiB)", xlim=(tokens[0] * 0.8, tokens[-1] * 2.6))
+        axes.set(xlabel="tokens of context", ylabel="cache (GB)", xlim=(tokens[0] * 0.8, tokens[-1] * 2.6))
         axes.set_xticks(tokens, [f"{t:,}" for t in tokens])
         axes.minorticks_off()
         axes.legend(loc="lower right")
@@ -126,6 +126,7 @@ def by_place(
             axes.margins(y=0.12)
             axes.set(xlabel="place in the text (letters)", title=title)
         panels[0].set(ylabel="loss (nats per letter)")
-        panels[0].legend(loc="center right")
+        lines, names = panels[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside upper center", ncols=len(names))
     plt.close(figure)
     return figure
