@@ -141,10 +141,11 @@ def adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
 class Muon(ClippingOptimizer):
     """Momentum whose direction is orthogonalised, scaled to AdamW's usual size (Moonlight, arXiv 2502.16982, sec. 2.2).
 
-    W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with M <- mu M + G. The last
-    two dimensions of a parameter are a matrix, those before a stack of them: each expert's value, gate and down matrix
-    is its own. orthogonalise: what makes NS of a list of matrices. Raises ValueError for a parameter with fewer than
-    two dimensions.
+    W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with M <- mu M + G. To look
+    ahead by G + mu M (Nesterov) is Keller Jordan's practice; algorithm 1 of Kimi K2's report writes NS(M). The last two
+    dimensions of a parameter are a matrix, those before a stack of them: each expert's value, gate and down matrix is
+    its own. orthogonalise: what makes NS of a list of matrices. Raises ValueError for a parameter with fewer than two
+    dimensions.
     """
 
     def __init__(

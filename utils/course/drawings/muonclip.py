@@ -166,8 +166,8 @@ def clip_of_latent_heads() -> Sketch:
         draw.text(542, y + 8, factor, 15, bold=name in ("q_n", "q_r", "k_n"))
         if name != "k_r":
             draw.arrow(rows[name].right, (584, y + 22))
-    nope = draw.box(724, 112, 146, 52, "q_n · k_n\n√γ √γ = γ", "vermilion", 15)
-    rope = draw.box(724, 216, 146, 52, "q_r · k_r\nγ · 1 = γ", "orange", 15)
+    draw.box(724, 112, 146, 52, "q_n · k_n\n√γ √γ = γ", "vermilion", 15)
+    draw.box(724, 216, 146, 52, "q_r · k_r\nγ · 1 = γ", "orange", 15)
     draw.arrow(outputs["q_n"].right, (700, 58), (700, 128), (724, 128))
     draw.arrow(outputs["k_n"].right, (700, 244), (700, 148), (724, 148))
     draw.arrow(outputs["q_r"].right, (676, 118), (676, 230), (724, 230))
