@@ -58,7 +58,7 @@ WRONG = {
     "check_clip_heads": [
         (_plain("tau / largest", HALVES), "yet it grew"),
         (_plain("(tau / largest).clamp(max=1.0)", HALVES), "has a largest logit of -5"),
-        (_plain("tau / largest.max()", HALVES), "one value for each head"),
+        (_plain("tau / largest.max()", HALVES), "all heads shrink alike"),
         (_plain(GAMMA, "(gamma, gamma)"), "gamma squared"),
         (_plain(GAMMA, "(gamma.sqrt(), 1.0)"), "only half is done"),
         (_plain(GAMMA, "(gamma, 1.0)"), "one side carries it all"),
@@ -69,7 +69,7 @@ WRONG = {
         (_latent(GAMMA, "(gamma.sqrt(), gamma.sqrt(), gamma.sqrt(), 1.0)"), "q_rope takes all of gamma"),
         (_latent("tau / largest", FACTORS), "yet it grew"),
         (_latent("(tau / largest).clamp(max=1.0)", FACTORS), "has a largest logit of -5"),
-        (_latent("tau / largest.max()", FACTORS), "one value for each head"),
+        (_latent("tau / largest.max()", FACTORS), "all heads shrink alike"),
         (_latent(GAMMA, "(gamma, gamma, gamma, 1.0)"), "gamma squared"),
         (_latent(GAMMA, "(gamma.sqrt(), 1.0, gamma.sqrt(), 1.0)"), "q_rope is untouched"),
         (_latent(GAMMA, "(gamma, gamma, 1.0, 1.0)"), "one side carries it all"),

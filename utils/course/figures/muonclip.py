@@ -145,3 +145,16 @@ def draw_damage(ratios: dict[str, torch.Tensor], hot: torch.Tensor) -> plt.Figur
     axes.set_xticklabels(names)
     axes.legend(ncols=len(ratios), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9, columnspacing=1)
     return figure
+
+
+def draw_heads(largest: torch.Tensor, limit: float = 100.0) -> plt.Figure:
+    """The largest logit of each head, (steps, L, H), on a log axis; a colour for each layer."""
+    figure, axes = new_figure()
+    for layer, colour in zip(range(largest.shape[1]), (SKY, VERMILION), strict=False):
+        for head in range(largest.shape[2]):
+            label = f"layer {layer + 1}" if head == 0 else None
+            axes.semilogy(largest[:, layer, head], color=colour, lw=1.1, label=label)
+    axes.axhline(limit, color="black", ls="--", lw=1)
+    axes.set(xlabel="step", ylabel="largest logit of a head")
+    axes.legend(loc="upper left")
+    return figure
