@@ -41,12 +41,12 @@ def check_newton_schulz_step(step) -> str:
         expect(
             close(got, left @ torch.diag(values) @ right.mT, rough),
             "the directions turned: x**3 cubes each number on its own, but a power of the\n"
-            "singular values is a product of matrices: x @\nx.mT @ x has the values s**3",
+            "singular values is a product of matrices:\nx @ x.mT @ x has the values s**3",
         )
         for wrong, mistake in (
-            (1.5 * s - 0.5 * s**3, "that is the cubic of the textbook: 0.01 needs\nabout 12 of its steps, not 5"),
+            (1.5 * s - 0.5 * s**3, "that is the cubic of the textbook:\n0.01 needs about 12 of its steps, not 5"),
             (a * s - b * s**3 + c * s**5, "b is negative already: with another minus sign the values only grow"),
-            (a * s + b * s**3, "the fifth power is missing: c multiplies A @ A @\nx, and only it stops the fall"),
+            (a * s + b * s**3, "the fifth power is missing: c multiplies A @ A @ x,\nand only it stops the fall"),
             (a * s + (b + c) * s**3, "c multiplies A @ x in your step, it must be A @ A @ x: s**5, not s**3"),
             (b * s**3 + c * s**5, "a * x is missing: small values would vanish\ninstead of growing 3.44 times"),
         ):
@@ -54,12 +54,12 @@ def check_newton_schulz_step(step) -> str:
         shrunk = s / s.square().sum().sqrt()
         expect(
             not close(values, a * shrunk + b * shrunk**3 + c * shrunk**5, rough),
-            "you divide by the norm inside the step: that\nhappens once, before the first step",
+            "you divide by the norm inside the step:\nthat happens once, before the first step",
         )
         expected = a * s + b * s**3 + c * s**5
         expect(
             close(values, expected, rough),
-            f"the value 0.3 must become {expected[1]:.4f} (a s + b s^3 +\nc s^5), yours becomes {values[1]:.4f}",
+            f"the value 0.3 must become {expected[1]:.4f} (a s + b s^3 + c s^5),\nyours becomes {values[1]:.4f}",
         )
     return "five of these take the place of a singular value decomposition"
 
@@ -78,7 +78,7 @@ def check_muon_update(update) -> str:
         small, large = min(rows, columns), max(rows, columns)
         for wrong, mistake in (
             (math.sqrt(large), "the RMS is 1, five times AdamW's: the target 0.2 is missing"),
-            (0.2 * large, "the root is missing: the RMS of an orthogonal\nmatrix is 1 / sqrt(max(n, m))"),
+            (0.2 * large, "the root is missing:\nthe RMS of an orthogonal matrix is 1 / sqrt(max(n, m))"),
             (0.2 * math.sqrt(rows * columns), "n * m is for one direction alone; min(n, m) of them share the matrix"),
             (math.sqrt(max(1, rows / columns)), "the first Muon scaled by rows / columns, Moonlight does not"),
             (1.0, "nothing was scaled: a wide layer would hardly move beside a narrow one"),
@@ -86,14 +86,14 @@ def check_muon_update(update) -> str:
             expect(not close(factor, wrong), mistake)
         expect(
             small == large or not close(factor, 0.2 * math.sqrt(small)),
-            "you took the smaller side: singular values fill the\nlarger one, it must be max(n, m)",
+            "you took the smaller side: singular values fill the larger one,\nit must be max(n, m)",
         )
         rms = got.square().mean().sqrt().item()
         expect(close(rms, 0.2), f"for shape ({rows}, {columns}) the RMS must be 0.2, yours is {rms:.3f}")
     uneven, _, _ = _with_values([1.1, 0.9, 0.7], 3, 6)
     expect(
         close(update(uneven.clone()), 0.2 * math.sqrt(6) * uneven),
-        "you divide by the measured RMS: then a direction of zeros becomes nan; the factor\ndepends on the shape alone",
+        "you divide by the measured RMS: then a direction of zeros becomes nan;\nthe factor depends on the shape alone",
     )
     stack = uneven.repeat(8, 1, 1)
     expect(
@@ -121,7 +121,7 @@ def _by_head(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 def _expect_gamma(by: torch.Tensor) -> None:
     """The mistakes that any clip can make; `by` (H,) is what the logits of the heads were multiplied by."""
-    expect(not by[1] > 1.001, "head 1 is below tau and yet it grew: gamma is\nmin(1, tau / S), never above 1")
+    expect(not by[1] > 1.001, "head 1 is below tau and yet it grew:\ngamma is min(1, tau / S), never above 1")
     expect(
         by[0].isnan() or not by[3].isnan(),
         "head 3 has a largest logit of -5, and became nan: tau / S is negative there, and has\n"
@@ -129,7 +129,7 @@ def _expect_gamma(by: torch.Tensor) -> None:
     )
     expect(
         not close(by[:3], (TAU / LARGEST[2]).expand(3)),
-        "all heads shrink alike: gamma has one value for\neach head, healthy heads keep 1",
+        "all heads shrink alike: gamma has one value for each head,\nhealthy heads keep 1",
     )
     expect(not close(by, torch.ones(4)), "no head has changed: head 0 and head 2 are beyond tau")
 
@@ -149,11 +149,11 @@ def check_clip_heads(clip) -> str:
     by_q, by_k = _by_head(w_q, old[0]), _by_head(w_k, old[1])
     by = by_q * by_k
     _expect_gamma(by)
-    expect(not close(by, GAMMA**2), "gamma on the query and gamma on the key make\ngamma squared: each gets the root")
+    expect(not close(by, GAMMA**2), "gamma on the query and gamma on the key make gamma squared:\neach gets the root")
     expect(not close(by, GAMMA.sqrt()), "only half is done: query and key both shrink by the root of gamma")
     off = int((by - GAMMA).abs().nan_to_num(9).argmax())
-    expect(close(by, GAMMA), f"head {off}: its logits must shrink by\n{GAMMA[off]:.3f}, yours by {by[off]:.3f}")
-    expect(close(by_q, by_k), "the logits are right, but one side carries it\nall: w_q and w_k share it evenly")
+    expect(close(by, GAMMA), f"head {off}: its logits must shrink by {GAMMA[off]:.3f},\nyours by {by[off]:.3f}")
+    expect(close(by_q, by_k), "the logits are right, but one side carries it all:\nw_q and w_k share it evenly")
     return "a head beyond tau lands on tau, and no other head feels it"
 
 
@@ -172,13 +172,13 @@ def check_clip_latent_heads(clip) -> str:
     q_n, q_r, k_n, k_r = (expect_tensor(w, size) for w, size in zip(new, sizes, strict=True))
     expect(
         close(k_r, old[3]),
-        "the rotated key is shared by all heads: whoever scales it\nchanges the heads that are healthy",
+        "the rotated key is shared by all heads:\nwhoever scales it changes the heads that are healthy",
     )
     by_q, by_r, by_k = (_by_head(w, was) for w, was in zip((q_n, q_r, k_n), old, strict=False))  # (H,) each
     _expect_gamma(by_q * by_k)
     expect(
         not close(by_q * by_k, GAMMA**2),
-        "gamma on the query and gamma on the key make gamma\nsquared: each side gets the root",
+        "gamma on the query and gamma on the key make gamma squared:\neach side gets the root",
     )
     expect(
         not close(by_r, GAMMA.sqrt()),
@@ -188,6 +188,6 @@ def check_clip_latent_heads(clip) -> str:
     expect(not close(by_r, torch.ones(4)), "q_rope is untouched: its part of the logits stays as large as it was")
     for part, by in (("q_nope times k_nope", by_q * by_k), ("q_rope times k_rope", by_r)):
         off = int((by - GAMMA).abs().nan_to_num(9).argmax())
-        expect(close(by, GAMMA), f"{part}, head {off}: must shrink by\n{GAMMA[off]:.3f}, yours by {by[off]:.3f}")
+        expect(close(by, GAMMA), f"{part}, head {off}: must shrink by {GAMMA[off]:.3f},\nyours by {by[off]:.3f}")
     expect(close(by_q, by_k), "the logits are right, but one side carries it all:\nq_nope and k_nope share it evenly")
     return "each logit of a clipped head shrinks by its gamma, and what heads share keeps every bit"
