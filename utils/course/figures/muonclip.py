@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import matplotlib.pyplot as plt
@@ -13,14 +14,25 @@ STEPS = (GREY, SKY, BLUE, GREEN, ORANGE, VERMILION)  # Newton-Schulz steps, 0 to
 BAND = (0.68, 1.2024)  # where five of them bring what began at 0.01 or above
 
 
+def styled(draw):
+    """Let a function draw in the course's style, and its figure be shown once: as what the cell ends with."""
+
+    @functools.wraps(draw)
+    def drawn(*values, **named) -> plt.Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*values, **named)
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
 def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.6), **settings):
-    """A figure in the course's style that the notebook does not show twice, and its axes."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", **settings)
-    plt.close(figure)
-    return figure, axes
+    """A figure and its axes, side by side."""
+    return plt.subplots(1, columns, figsize=size, layout="constrained", **settings)
 
 
+@styled
 def draw_valley(paths: dict[str, torch.Tensor], steepness: float) -> plt.Figure:
     """Paths (steps + 1, 2) down the valley (x^2 + steepness y^2) / 2, a panel for each."""
     figure, panels = new_figure(len(paths), (8, 2.7), sharey=True)
@@ -37,6 +49,7 @@ def draw_valley(paths: dict[str, torch.Tensor], steepness: float) -> plt.Figure:
     return figure
 
 
+@styled
 def draw_decay(means: dict[str, list[list[float]]], sizes: tuple[float, float]) -> plt.Figure:
     """Mean weight over steps: for each place of the decay, one curve for each size of the noise."""
     figure, axes = new_figure()
@@ -44,10 +57,11 @@ def draw_decay(means: dict[str, list[list[float]]], sizes: tuple[float, float]) 
         for curve, size, line in zip(curves, sizes, ("-", "--"), strict=True):
             axes.plot(curve, color=colour, ls=line, lw=1.8, label=f"{name}, gradients of size {size:g}")
     axes.set(xlabel="step", ylabel="mean of 1,000 weights", ylim=(-0.03, 1.03))
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.62))
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.68))
     return figure
 
 
+@styled
 def draw_spectra(spectra: dict[str, torch.Tensor], colours=STEPS, relative: bool = False, band: bool = False):
     """Singular values, strongest first, on a log axis; relative to the largest, or with the band around 1."""
     figure, axes = new_figure()
@@ -61,6 +75,7 @@ def draw_spectra(spectra: dict[str, torch.Tensor], colours=STEPS, relative: bool
     return figure
 
 
+@styled
 def draw_polynomial(inputs: torch.Tensor, outputs: list[torch.Tensor]) -> plt.Figure:
     """What one step, two steps and so on make of a singular value; on the right the part near zero."""
     figure, (whole, near) = new_figure(2, (8, 3.4), width_ratios=(3, 2), sharey=True)
@@ -76,6 +91,7 @@ def draw_polynomial(inputs: torch.Tensor, outputs: list[torch.Tensor]) -> plt.Fi
     return figure
 
 
+@styled
 def draw_race(
     rates: dict[str, list[float]], ends: dict[str, torch.Tensor], curves: dict[str, torch.Tensor],
     seconds: dict[str, float], bigram: float,
@@ -94,7 +110,7 @@ def draw_race(
             axes.plot(places, curves[name].mean(0), color=colour, lw=2, label=name)
     for axes in (sweep, by_step, by_clock):
         axes.axhline(bigram, color=GREY, ls=":", lw=1.3)
-    sweep.annotate("bigram", (0, bigram), xycoords=("axes fraction", "data"), color=GREY, va="bottom")
+    by_step.annotate("bigram", (1, bigram), xycoords=("axes fraction", "data"), color=GREY, ha="right", va="bottom")
     sweep.set(
         xscale="log", xlabel="peak learning rate", ylabel="loss, nats per word", title="validation", ylim=(1.6, 4)
     )
@@ -107,6 +123,7 @@ def draw_race(
     return figure
 
 
+@styled
 def draw_logits_and_loss(runs: dict[str, list[tuple[list[float], list[float]]]], tau: float, limits) -> plt.Figure:
     """By name, the seeds' (largest logit, loss) over steps: left on a log axis with a line at tau, right smoothed."""
     figure, (left, right) = new_figure(2, (8, 3.4))
@@ -128,6 +145,7 @@ def smooth(losses: list[float], over: int = 10) -> torch.Tensor:
     return torch.tensor(losses).unfold(0, over, 1).mean(1)
 
 
+@styled
 def draw_damage(ratios: dict[str, torch.Tensor], hot: torch.Tensor) -> plt.Figure:
     """Each head's largest logit after clipping, over what it should be: min(before, tau). 1 is right."""
     figure, axes = new_figure(size=(8, 3.6))
@@ -147,6 +165,7 @@ def draw_damage(ratios: dict[str, torch.Tensor], hot: torch.Tensor) -> plt.Figur
     return figure
 
 
+@styled
 def draw_heads(largest: torch.Tensor, limit: float = 100.0) -> plt.Figure:
     """The largest logit of each head, (steps, L, H), on a log axis; a colour for each layer."""
     figure, axes = new_figure()
