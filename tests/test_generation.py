@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny_model
+from utils.bpe import BPETokenizer
 from utils.decoding import Decoder
 from utils.generation import Sampling, generate, next_token_probabilities, sample, stream, tell_stories
 from utils.tokenizer import WordTokenizer
@@ -53,6 +54,17 @@ LOGITS = [math.log(p) for p in (0.5, 0.25, 0.15, 0.1)]
 )
 def test_each_setting_keeps_the_words_that_it_says(settings, expected):
     torch.testing.assert_close(after(LOGITS, **settings), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.5}])
+def test_each_text_of_a_batch_is_treated_as_if_it_were_alone(settings):
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    seen = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+    sampling = Sampling(**settings, repetition_penalty=1.5)
+    together = sampling.probabilities(logits, seen)
+    alone = [sampling.probabilities(logits[i : i + 1], seen[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    torch.testing.assert_close(together.sum(dim=-1), torch.ones(3))
 
 
 def test_top_k_keeps_k_words_even_when_some_are_equally_likely():
@@ -168,6 +180,18 @@ def test_the_prompt_stays_as_it_was_written(model):
     assert told.startswith("Once Upon a   TIME, Zorblax")
 
 
+def test_no_word_more_than_the_prompt_can_be_asked_for(model):
+    assert generate(model, "the cat", 0) == "the cat"
+    assert generate(model, "the cat ", 0) == "the cat"  # words put the space before the next one themselves
+
+
+def test_a_tokenizer_that_keeps_spaces_keeps_that_at_the_end_of_the_prompt():
+    tok = BPETokenizer.train([TEXT] * 3, 300)
+    model = tiny_model(len(tok))
+    model.tokenizer = tok
+    assert generate(model, "the cat ", 3, seed=0).startswith("the cat ")
+
+
 def test_a_story_stops_at_end_of_text_unless_told_otherwise(model):
     with torch.no_grad():
         model.head.weight.zero_()
@@ -224,7 +248,10 @@ def test_of_a_prompt_beyond_the_block_the_model_reads_the_end_and_says_what_it_l
     end = model.tokenizer.decode(ids[-block:])
     assert len(ids) == block + 8
     settings = dict(seed=1, stop_at_eos=False, temperature=2.0)
-    with pytest.warns(UserWarning, match="24 tokens, the model's block takes the last 16: it does not read 'Once up"):
+    with pytest.warns(
+        UserWarning,
+        match=r"24 tokens, the model's block takes the last 16: it does not read 'Once upon a time there was a cat'\Z",
+    ):
         told = generate(model, prompt, 30, **settings)
     assert told == prompt + generate(model, end, 30, **settings)[len(end) :]
     with pytest.warns(UserWarning, match="does not read"):

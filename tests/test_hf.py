@@ -35,7 +35,7 @@ from utils.hf_config import DEFAULTS, FIELDS, FIXED, OWN, OWN_FIELDS, YARN, YARN
 from utils.merges import BYTES
 from utils.model import Kimi, count_parameters
 from utils.stories import NoValidationSplit, load_stories
-from utils.tokenizer import WordTokenizer, _split
+from utils.tokenizer import WordTokenizer, split_words
 
 transformers.utils.logging.disable_progress_bar()
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # experts of width 0 over there
@@ -747,7 +747,7 @@ def test_every_code_point_that_both_unicode_tables_have_is_read_alike(tmp_path):
             continue  # a lone surrogate is no text for tokenizers
         text = f"{c}Σ{c}xΣ{c} x{c}Σ"  # the lower case of Σ depends on what stands before and behind it
         pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
-        if [word for word, _ in pieces] != _split(text):
+        if [word for word, _ in pieces] != split_words(text):
             differ.append(c)
     moved = [f"U+{ord(c):04X} {unicodedata.name(c)}" for c in differ if agree(c)]
     assert len(differ) < 20_000

@@ -262,6 +262,18 @@ def test_adding_one_number_to_every_bias_changes_nothing():
     assert torch.equal(router(x)[0], weights) and torch.equal(router(x)[1], chosen)
 
 
+@pytest.mark.parametrize("changes", [{}, GROUPED])
+def test_how_many_dimensions_a_batch_has_changes_nothing(changes):
+    router, x = sigmoid_router(balance_coef=0.01, **changes), states(2, 3, 5, 16)
+    weights, chosen = router(x)
+    flat_weights, flat_chosen = router(x.flatten(0, 1))
+    assert torch.equal(chosen.flatten(0, 1), flat_chosen) and torch.equal(weights.flatten(0, 1), flat_weights)
+    token_weights, token_chosen = router(x[1, 2])
+    assert torch.equal(chosen[1, 2], token_chosen)
+    torch.testing.assert_close(weights[1, 2], token_weights)
+    torch.testing.assert_close(recorded(router, x).balance_loss, recorded(router, x.flatten(0, 1)).balance_loss)
+
+
 def test_masked_groups_are_out_even_when_every_biased_score_is_negative():
     """Mistake 5 of public re-implementations: left-out groups masked with 0, which beats a negative biased score."""
     router, x = sigmoid_router(**GROUPED), states(50, 16)

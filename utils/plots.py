@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from itertools import cycle
 from pathlib import Path
@@ -118,3 +119,4 @@ class LossFigure:
             else:
                 self.handle.update(figure)
         plt.close(figure)
+        gc.collect()  # a figure refers to itself, and Python lets dozens of them gather before it looks

@@ -21,7 +21,7 @@ class LearnedPositions(nn.Embedding):
         super().__init__(config.block_size, config.d_model)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """x (B, T, D), positions (T,) int64 -> x with the vectors of its positions (B, T, D), no angles."""
+        """x (B, T, D), positions (T,) int64 -> x plus their vectors (B, T, D), and no angles."""
         return x + super().forward(positions), None
 
 
@@ -42,10 +42,11 @@ class RotaryPositions(nn.Module):
 
 
 def rotary_frequencies(config: K2Config) -> torch.Tensor:
-    """(R/2,) turns of each channel pair in radians per position, fp32: theta^(-2i/R), and with YaRN the slow ones less.
+    """(R/2,) radians per position of each channel pair, fp32: theta^(-2i/R), and with YaRN less.
 
-    YaRN (arXiv 2309.00071, sec. 3.2): pairs that turn more than beta_fast times in the original context stay, those
-    that turn less than beta_slow times are slowed down by the factor, with a linear ramp between.
+    YaRN (arXiv 2309.00071, sec. 3.2): pairs that turn more than beta_fast times in the original
+    context stay, those that turn less than beta_slow times are slowed down by the factor, with a
+    linear ramp between.
     """
     width = config.qk_rope_head_dim
     pair = torch.arange(width // 2, dtype=torch.float32, device="cpu")

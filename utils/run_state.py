@@ -42,8 +42,7 @@ class History:
         return len(self.losses)
 
     def save(self, path: str | Path) -> None:
-        # without indent: Python's own encoder, which makes one, takes 350 bytes for each step
-        write_text(path, json.dumps({"losses": self.losses, "rows": self.rows}))
+        write_text(path, json.dumps({"losses": self.losses, "rows": self.rows}))  # an indent takes 350 bytes a step
 
     @classmethod
     def load(cls, path: str | Path) -> History:

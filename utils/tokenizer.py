@@ -22,36 +22,41 @@ from utils.bpe import BPETokenizer
 from utils.detokenizer import EOS, SPECIALS, UNK, Detokenizer, is_word
 from utils.files import read_checked, write_checked
 
-__all__ = ["EOS", "SPECIALS", "UNK", "BPETokenizer", "Detokenizer", "WordTokenizer", "tokenizer_from_dict"]
+__all__ = [
+    "EOS", "SPECIALS", "UNK", "BPETokenizer", "Detokenizer", "WordTokenizer", "split_words", "tokenizer_from_dict",
+]  # fmt: skip
 
 WRITTEN = {"i": "I"}  # what English writes so whatever the texts show
 
-_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
+SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
 # Accents and vowel signs that are characters of their own belong to the letter or sign before them (category M), and so
 # do joiners, tones of skin and the second half of a flag.
 _MARKS = (
     "".join(chr(c) for c in range(0x300, 0x20000) if unicodedata.category(chr(c))[0] == "M") + "\U000e0100-\U000e01ef"
 )
-_TOKEN = re.compile(
+WORD_OR_SIGN = re.compile(
     rf"\w[\w{_MARKS}\u200c\u200d]*"
     r"|[\U0001f1e6-\U0001f1ff]{2}"
     rf"|[^\w\s](?:[{_MARKS}\U0001f3fb-\U0001f3ff]|\u200d[^\w\s])*"
 )
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The tokens of `text`: specials as they stand, everything else in lower case."""
     if not isinstance(text, str):
         raise ValueError(f"a text must be a str, not {type(text).__name__}")
     tokens = []
-    for i, part in enumerate(_SPECIAL.split(text)):  # the odd parts are the specials
-        tokens += [part] if i % 2 else _TOKEN.findall(part.lower())
+    for i, part in enumerate(SPECIAL.split(text)):
+        if i % 2:  # the odd parts are the specials
+            tokens.append(part)
+        else:
+            tokens += WORD_OR_SIGN.findall(part.lower())
     return tokens
 
 
 def _in_sentences(text: str) -> list[str]:
     """The words of `text` as they are written where no sentence or speech can begin: after a word or a comma."""
-    tokens = _TOKEN.findall(_SPECIAL.sub(".", text))
+    tokens = WORD_OR_SIGN.findall(SPECIAL.sub(".", text))
     return [word for before, word in pairwise(tokens) if is_word(word) and (is_word(before) or before == ",")]
 
 
@@ -85,7 +90,7 @@ class WordTokenizer:
         if not isinstance(words, list) or words[:2] != SPECIALS:
             raise ValueError(f"words must be a list that begins with {SPECIALS}")
         for i, word in enumerate(words[2:], start=2):
-            if not isinstance(word, str) or _TOKEN.findall(word.lower()) != [word]:
+            if not isinstance(word, str) or WORD_OR_SIGN.findall(word.lower()) != [word]:
                 raise ValueError(f"words[{i}] is {word!r:.60}, it must be one lower-case word or one sign")
         self.words = list(words)
         self._ids = {word: i for i, word in enumerate(words)}
@@ -119,7 +124,7 @@ class WordTokenizer:
             raise ValueError(f"max_size is {max_size}, it must be at least 3: two specials and one word")
         counts, spelled = Counter(), Counter()
         for text in texts:
-            counts.update(_split(text))
+            counts.update(split_words(text))
             spelled.update(_in_sentences(text))
         kept = [word for word, n in counts.items() if n >= min_count and word not in SPECIALS]
         if not kept:
@@ -136,11 +141,11 @@ class WordTokenizer:
 
         Raises ValueError if `text` is not a str.
         """
-        return [self._ids.get(word, self.unk_id) for word in _split(text)]
+        return [self._ids.get(word, self.unk_id) for word in split_words(text)]
 
     def pieces(self, text: str) -> list[str]:
         """`text` cut before each token that `encode` finds, spaces and capitals as they stand."""
-        return [match[0] for match in re.finditer(rf"\s*(?:{_SPECIAL.pattern}|{_TOKEN.pattern})", text)]
+        return [match[0] for match in re.finditer(rf"\s*(?:{SPECIAL.pattern}|{WORD_OR_SIGN.pattern})", text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable English for `ids`, see `Detokenizer`; encode(decode(ids)) gives the ids back.

@@ -57,26 +57,69 @@ def top_k_weights(logits, k):
 """,
             "must be whole numbers",
         ),
+        (
+            """
+def top_k_weights(logits, k):
+    top, chosen = logits.topk(k, dim=2)
+    return top.softmax(dim=2), chosen
+""",
+            "whatever stands before",
+        ),
+        (
+            """
+def top_k_weights(logits, k):
+    top, chosen = logits.topk(k, dim=-1)
+    return 2 * top.softmax(dim=-1), chosen
+""",
+            "must sum to 1, token 0's sum to 2.00",
+        ),
+        (
+            """
+def top_k_weights(logits, k):
+    flat = logits.reshape(-1, logits.shape[-1]).tolist()
+    weights, chosen = [], []
+    for row in flat:
+        best = sorted(range(len(row)), key=lambda e: row[e])[-k:]
+        powers = [math.exp(row[e]) for e in best]
+        weights.append([p / sum(powers) for p in powers])
+        chosen.append(best)
+    shape = (*logits.shape[:-1], k)
+    return torch.tensor(weights).reshape(shape), torch.tensor(chosen).reshape(shape)
+""",
+            "a router could not learn from them",
+        ),
     ],
     "check_dispatch": [
         (
             """
-def dispatch(x, weights, chosen, experts):
+def dispatch(x, weights, chosen, n_experts, run_groups):
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
-    groups = x[order // chosen.shape[1]].split(torch.bincount(flat, minlength=len(experts)).tolist())
-    rows = torch.cat([expert(group) for expert, group in zip(experts, groups)])
-    return (rows.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    outputs = run_groups(x[order // chosen.shape[1]], sizes)
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
 """,
             "still sorted by expert",
         ),
         (
             """
-def dispatch(x, weights, chosen, experts):
+def dispatch(x, weights, chosen, n_experts, run_groups):
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
-    groups = x[order % len(x)].split(torch.bincount(flat, minlength=len(experts)).tolist())
-    rows = torch.cat([expert(group) for expert, group in zip(experts, groups)])
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x[order // chosen.shape[1]], sizes)
+    outputs = rows[order]
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
+""",
+            "sorts a second time",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x[order % len(x)], sizes)
     outputs = torch.empty_like(rows)
     outputs[order] = rows
     return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
@@ -85,12 +128,12 @@ def dispatch(x, weights, chosen, experts):
         ),
         (
             """
-def dispatch(x, weights, chosen, experts):
+def dispatch(x, weights, chosen, n_experts, run_groups):
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
     token = order // chosen.shape[1]
-    groups = x[token].split(torch.bincount(flat, minlength=len(experts)).tolist())
-    rows = torch.cat([expert(group) for expert, group in zip(experts, groups)])
+    rows = run_groups(x[token], sizes)
     y = torch.zeros_like(x)
     y[token] += rows * weights.flatten()[order, None]
     return y
@@ -99,24 +142,75 @@ def dispatch(x, weights, chosen, experts):
         ),
         (
             """
-def dispatch(x, weights, chosen, experts):
-    y = torch.zeros_like(x)
-    for e, expert in enumerate(experts):
-        token, choice = torch.where(chosen == e)
-        y[token] += expert(x[token])
-    return y
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x[order // chosen.shape[1]], sizes)
+    outputs = torch.empty_like(rows)
+    outputs[order] = rows
+    return outputs.unflatten(0, chosen.shape).sum(dim=1)
 """,
             "every expert counts fully",
         ),
         (
             """
-def dispatch(x, weights, chosen, experts):
-    y = torch.zeros_like(x)
-    for e, expert in enumerate(experts):
-        y += (weights * (chosen == e)).sum(dim=-1, keepdim=True) * expert(x)
-    return y
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat)
+    rows = run_groups(x[order // chosen.shape[1]], sizes)
+    outputs = torch.empty_like(rows)
+    outputs[order] = rows
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
 """,
-            "costs E/K times as much",
+            "a size for each of the 5 experts",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    sizes = torch.bincount(chosen.flatten(), minlength=n_experts)
+    outputs = run_groups(x.repeat_interleave(chosen.shape[1], dim=0), sizes)
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
+""",
+            "in the order of the tokens",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    token = order // chosen.shape[1]
+    rows = run_groups(x[token], torch.bincount(flat, minlength=n_experts)) * weights.flatten()[:, None]
+    return torch.zeros_like(x).index_add(0, token, rows)
+""",
+            "in different orders",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x, sizes)
+    outputs = torch.empty_like(rows)
+    outputs[order] = rows
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
+""",
+            "once for each of its K experts",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x[order // 2], sizes)
+    outputs = torch.empty_like(rows)
+    outputs[order] = rows
+    return (outputs.unflatten(0, (-1, 2)) * weights[..., None]).sum(dim=1) if chosen.shape[1] == 2 else x
+""",
+            "not for K = 1",
         ),
     ],
     "check_moved_bias": [
@@ -146,6 +240,13 @@ def moved_bias(bias, load, rate):
         (
             """
 def moved_bias(bias, load, rate):
+    return bias + rate * (load.mean() - load).sign()
+""",
+            "holds whole numbers",
+        ),
+        (
+            """
+def moved_bias(bias, load, rate):
     load = load.float()
     return bias + torch.where(load < load.mean(), rate, -rate)
 """,
@@ -159,5 +260,108 @@ def moved_bias(bias, load, rate):
 """,
             "this is the step alone",
         ),
+    ],
+}
+
+ALSO_RIGHT = {
+    "check_top_k_weights": [
+        """
+def top_k_weights(logits, k):
+    order = logits.argsort(dim=-1, descending=True)[..., :k]
+    largest = torch.take_along_dim(logits, order, dim=-1)
+    e = torch.exp(largest - largest.amax(dim=-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True), order
+""",
+        """
+def top_k_weights(logits, k):
+    p = logits.double().softmax(-1)
+    p, chosen = p.topk(k)
+    return p / p.sum(-1, keepdim=True), chosen
+""",
+        """
+def top_k_weights(logits, k):
+    weights, chosen = [], []
+    for row in logits.reshape(-1, logits.shape[-1]):
+        best = sorted(range(len(row)), key=lambda e: row[e].item())[-k:]
+        powers = row[best].exp()
+        weights.append(powers / powers.sum())
+        chosen.append(torch.tensor(best, dtype=torch.int32))
+    shape = (*logits.shape[:-1], k)
+    return torch.stack(weights).reshape(shape), torch.stack(chosen).reshape(shape)
+""",
+        """
+def top_k_weights(logits, k):
+    smallest_kept = logits.topk(k).values[..., -1:]
+    masked = logits.masked_fill(logits < smallest_kept, float("-inf")).softmax(-1)
+    return tuple(masked.topk(k))
+""",
+    ],
+    "check_dispatch": [
+        """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    expert, order = chosen.flatten().sort()
+    sizes = torch.tensor([(chosen == e).sum() for e in range(n_experts)])
+    token = order // chosen.shape[1]
+    rows = run_groups(x[token], sizes) * weights.flatten()[order].unsqueeze(1)
+    return torch.zeros_like(x).index_add_(0, token, rows)
+""",
+        """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    # sizes as a list, the result in float64
+    pairs = sorted((e, n, k) for n, row in enumerate(chosen.tolist()) for k, e in enumerate(row))
+    sizes = [sum(1 for e, _, _ in pairs if e == wanted) for wanted in range(n_experts)]
+    rows = run_groups(torch.stack([x[n] for _, n, _ in pairs]), sizes)
+    y = torch.zeros_like(x, dtype=torch.double)
+    for row, (_, n, k) in zip(rows, pairs):
+        y[n] += weights[n, k] * row
+    return y
+""",
+        """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    y = torch.zeros_like(x)
+    for e in range(n_experts):
+        token, slot = torch.where(chosen == e)
+        sizes = torch.zeros(n_experts, dtype=torch.long)
+        sizes[e] = len(token)
+        y[token] += weights[token, slot][:, None] * run_groups(x[token], sizes)
+    return y
+""",
+        """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    N, K = chosen.shape
+    order = torch.argsort(chosen.reshape(-1), stable=True)
+    sizes = torch.nn.functional.one_hot(chosen.reshape(-1), n_experts).sum(0)
+    rows = run_groups(x.repeat_interleave(K, 0)[order], sizes)
+    back = torch.argsort(order)
+    return torch.einsum("nkd,nk->nd", rows[back].view(N, K, -1), weights)
+""",
+    ],
+    "check_moved_bias": [
+        """
+def moved_bias(bias, load, rate):
+    mean = load.sum() / len(load)
+    return bias + rate * (load < mean) - rate * (load > mean)
+""",
+        """
+def moved_bias(bias, load, rate):
+    new = bias.tolist()
+    mean = sum(load.tolist()) / len(load)
+    for e, c in enumerate(load.tolist()):
+        if c < mean:
+            new[e] += rate
+        elif c > mean:
+            new[e] -= rate
+    return torch.tensor(new)
+""",
+        """
+def moved_bias(bias, load, rate):
+    load = load.double()
+    bias -= rate * torch.sign(load - load.mean())
+    return bias
+""",
+        """
+def moved_bias(bias, load, rate):
+    return torch.lerp(bias, bias + rate, torch.sign(load.float().mean() - load))
+""",
     ],
 }

@@ -16,16 +16,24 @@ def _update(factor: str) -> str:
     return f"def muon_update(direction):\n    n, m = direction.shape[-2:]\n    return {factor} * direction"
 
 
-def _clip(gamma: str, factors: str) -> str:
-    return f"""def clip_heads(q_nope, q_rope, k_nope, k_rope, largest, tau):
+def _plain(gamma: str, factors: str) -> str:
+    return f"""def clip_heads(w_q, w_k, largest, tau):
+    gamma = {gamma}
+    gamma = gamma.expand(len(largest))[:, None, None]
+    return tuple(part * factor for part, factor in zip((w_q, w_k), {factors}))"""
+
+
+def _latent(gamma: str, factors: str) -> str:
+    return f"""def clip_latent_heads(q_nope, q_rope, k_nope, k_rope, largest, tau):
     gamma = {gamma}
     gamma = gamma.expand(len(largest))[:, None, None]
     parts = zip((q_nope, q_rope, k_nope, k_rope), {factors})
     return tuple(part * factor for part, factor in parts)"""
 
 
-GAMMA = "(tau / largest).clamp(max=1.0)"
-RIGHT = "(gamma.sqrt(), gamma, gamma.sqrt(), 1.0)"
+GAMMA = "torch.where(largest > tau, tau / largest, 1.0)"
+HALVES = "(gamma.sqrt(), gamma.sqrt())"
+FACTORS = "(gamma.sqrt(), gamma, gamma.sqrt(), 1.0)"
 WRONG = {
     "check_newton_schulz_step": [
         (_step("a * x + b * x**3 + c * x**5"), "the directions turned"),
@@ -34,6 +42,7 @@ WRONG = {
         (_step("a * x - b * gram @ x + c * gram @ gram @ x"), "b is negative already"),
         (_step("1.5 * x - 0.5 * gram @ x"), "the cubic of the textbook"),
         (_step("b * gram @ x + c * gram @ gram @ x"), "a * x is missing"),
+        (_step("a * x + (b * gram + c * gram @ gram) @ (2 * x)"), "the value 0.3 must become"),
         (_NORMALISED, "inside the step"),
     ],
     "check_muon_update": [
@@ -44,14 +53,93 @@ WRONG = {
         (_update("max(1, n / m) ** 0.5"), "the first Muon"),
         (_update("0.2 / direction.square().mean().sqrt()"), "measured RMS"),
         (_update("0.2 * max(direction.shape[0], direction.shape[1]) ** 0.5"), "shape[-2:]"),
+        (_update("1.0"), "nothing was scaled"),
     ],
     "check_clip_heads": [
-        (_clip(GAMMA, "(gamma.sqrt(), gamma.sqrt(), gamma.sqrt(), gamma.sqrt().mean())"), "shared by all heads"),
-        (_clip(GAMMA, "(gamma.sqrt(), gamma.sqrt(), gamma.sqrt(), 1.0)"), "q_rope takes all of gamma"),
-        (_clip("tau / largest", RIGHT), "yet it grew"),
-        (_clip("tau / largest.max()", RIGHT), "one value for each head"),
-        (_clip(GAMMA, "(gamma, gamma, gamma, 1.0)"), "gamma squared"),
-        (_clip(GAMMA, "(gamma.sqrt(), 1.0, gamma.sqrt(), 1.0)"), "q_rope is untouched"),
-        (_clip(GAMMA, "(gamma, gamma, 1.0, 1.0)"), "one side carries it all"),
+        (_plain("tau / largest", HALVES), "yet it grew"),
+        (_plain("(tau / largest).clamp(max=1.0)", HALVES), "has a largest logit of -5"),
+        (_plain("tau / largest.max()", HALVES), "all heads shrink alike"),
+        (_plain(GAMMA, "(gamma, gamma)"), "gamma squared"),
+        (_plain(GAMMA, "(gamma.sqrt(), 1.0)"), "only half is done"),
+        (_plain(GAMMA, "(gamma, 1.0)"), "one side carries it all"),
+        (_plain("torch.ones(4)", HALVES), "no head has changed"),
+    ],
+    "check_clip_latent_heads": [
+        (_latent(GAMMA, "(gamma.sqrt(), gamma.sqrt(), gamma.sqrt(), gamma.sqrt().mean())"), "shared by all heads"),
+        (_latent(GAMMA, "(gamma.sqrt(), gamma.sqrt(), gamma.sqrt(), 1.0)"), "q_rope takes all of gamma"),
+        (_latent("tau / largest", FACTORS), "yet it grew"),
+        (_latent("(tau / largest).clamp(max=1.0)", FACTORS), "has a largest logit of -5"),
+        (_latent("tau / largest.max()", FACTORS), "all heads shrink alike"),
+        (_latent(GAMMA, "(gamma, gamma, gamma, 1.0)"), "gamma squared"),
+        (_latent(GAMMA, "(gamma.sqrt(), 1.0, gamma.sqrt(), 1.0)"), "q_rope is untouched"),
+        (_latent(GAMMA, "(gamma, gamma, 1.0, 1.0)"), "one side carries it all"),
+    ],
+}
+ALSO_RIGHT = {
+    "check_newton_schulz_step": [
+        """def newton_schulz_step(x):
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    return u @ torch.diag(3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5) @ vt""",
+        """def newton_schulz_step(x):
+    a, b, c = NEWTON_SCHULZ
+    right = x.mT @ x
+    return a * x + b * x @ right + c * x @ right @ right""",
+        """def newton_schulz_step(x):
+    a, b, c = NEWTON_SCHULZ
+    x = x.float()
+    cubed = torch.einsum("ij,kj,kl->il", x, x, x)
+    return a * x + b * cubed + c * torch.einsum("ij,kj,kl->il", x, x, cubed)""",
+        """def newton_schulz_step(x):
+    a, b, c = NEWTON_SCHULZ
+    x = x.bfloat16()
+    gram = x @ x.T
+    return a * x + (b * gram + c * gram @ gram) @ x""",
+    ],
+    "check_muon_update": [
+        """def muon_update(direction):
+    rows, columns = direction.shape[-2:]
+    return direction * 0.2 * torch.tensor(float(max(rows, columns))).sqrt()""",
+        """def muon_update(direction):
+    rms = max(direction.size(-1), direction.size(-2)) ** -0.5
+    return 0.2 * direction / rms""",
+        """def muon_update(direction):
+    if direction.ndim > 2:
+        return torch.stack([muon_update(matrix) for matrix in direction])
+    larger = direction.shape[0] if direction.shape[0] > direction.shape[1] else direction.shape[1]
+    return direction.float() * (0.04 * larger) ** 0.5""",
+    ],
+    "check_clip_heads": [
+        """def clip_heads(w_q, w_k, largest, tau):
+    new_q, new_k = w_q.clone(), w_k.clone()
+    for head, value in enumerate(largest.tolist()):
+        if value > tau:
+            new_q[head] *= (tau / value) ** 0.5
+            new_k[head] *= (tau / value) ** 0.5
+    return new_q, new_k""",
+        """def clip_heads(w_q, w_k, largest, tau):
+    root = torch.where(largest > tau, tau / largest, 1.0).sqrt()
+    return torch.einsum("h,hdm->hdm", root, w_q), torch.einsum("h,hdm->hdm", root, w_k)""",
+        """def clip_heads(w_q, w_k, largest, tau):
+    root = (torch.clamp(largest, min=tau) / tau).float() ** -0.5
+    for head in range(len(root)):
+        w_q[head] = w_q[head] * root[head]
+        w_k[head] = w_k[head] * root[head]
+    return [w_q, w_k]""",
+    ],
+    "check_clip_latent_heads": [
+        """def clip_latent_heads(q_nope, q_rope, k_nope, k_rope, largest, tau):
+    for head in range(len(largest)):
+        gamma = min(1.0, tau / largest[head].item()) if largest[head] > 0 else 1.0
+        q_nope[head] *= math.sqrt(gamma)
+        k_nope[head] *= math.sqrt(gamma)
+        q_rope[head] *= gamma
+    return q_nope, q_rope, k_nope, k_rope""",
+        """def clip_latent_heads(q_nope, q_rope, k_nope, k_rope, largest, tau):
+    gamma = torch.where(largest > tau, tau / largest, 1.0)
+    q = torch.einsum("h,hnq->hnq", gamma.sqrt(), q_nope)
+    return q, gamma.view(-1, 1, 1) * q_rope, gamma.view(-1, 1, 1) ** 0.5 * k_nope, k_rope""",
+        """def clip_latent_heads(q_nope, q_rope, k_nope, k_rope, largest, tau):
+    root = (tau / torch.maximum(largest, torch.full_like(largest, tau))).sqrt().reshape(-1, 1, 1)
+    return [root * q_nope, root * root * q_rope, root * k_nope, k_rope.clone()]""",
     ],
 }

@@ -20,7 +20,7 @@ from tests.proofs.found import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
-    "attention": ["test_attention", "test_fast_attention", "test_model", "test_hf"],
+    "attention": ["test_attention", "test_fast_attention", "test_decoding", "test_model", "test_hf"],
     "moe": ["test_moe", "test_fast_experts", "test_model", "test_record"],
     "muonclip": ["test_muonclip"],
     "checkpoint": ["test_checkpoint", "test_sealed", "test_files", "test_training"],

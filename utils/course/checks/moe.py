@@ -7,18 +7,22 @@ import torch
 from utils.course.checks.verdict import check, close, expect, expect_tensor
 
 
-@check
+def top_k_weights(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    top, chosen = logits.topk(k, dim=-1)
+    return top.softmax(dim=-1), chosen
+
+
+@check(ours=top_k_weights)
 def check_top_k_weights(answer) -> str:
     """answer(logits (..., E), k) -> weights and chosen experts (..., k): a softmax over the k largest logits."""
     logits = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))  # (B, T, E)
-    pair = answer(logits.clone(), 2)
-    expect(isinstance(pair, tuple | list) and len(pair) == 2, "return two things: weights and chosen experts")
-    weights, chosen = (expect_tensor(part, (2, 5, 2)) for part in pair)
+    weights, chosen = _pair(answer, logits, 2)
     top, best = logits.topk(2, dim=-1)
     expect(
         not chosen.is_floating_point(),
         "the chosen experts must be whole numbers, their places:\n`topk` returns (values, indices)",
     )
+    chosen = chosen.long()
     expect(
         torch.equal(chosen.sort(dim=-1).values, best.sort(dim=-1).values),
         f"token 0 has the logits {_shown(logits[0, 0])}:\n"
@@ -44,38 +48,94 @@ def check_top_k_weights(answer) -> str:
     )
     expect(
         close(weights, logits_of_chosen.softmax(dim=-1)),
-        "the weights sum to 1, but they are no softmax:\ndivide exp(logit) by the sum of exp, not logits by their sum",
+        "the weights sum to 1, but they are no softmax, or not in the order of the chosen experts:\n"
+        "weight i belongs to chosen[..., i] and is exp(logit) divided by the sum of exp",
     )
-    return "two experts share one token's attention, and no other token has a say in it"
+    for other, k in ((logits[0], 3), (logits[0, 0], 2), (logits, 6)):
+        try:
+            theirs, ours = _sorted(answer(other.clone(), k)), _sorted(top_k_weights(other, k))
+            same = all(map(close, theirs, ours))
+        except (IndexError, RuntimeError, ValueError):
+            same = False
+        expect(
+            same,
+            f"right for logits (2, 5, 6) and k = 2, not for {tuple(other.shape)} and k = {k}:\n"
+            "take k as it comes, and dim=-1 for the experts whatever stands before",
+        )
+    logits = logits.requires_grad_()
+    expect(
+        answer(logits, 2)[0].requires_grad,
+        "the numbers are right, but a router could not learn from them: `tolist`, `item`, `torch.tensor`\n"
+        "and `detach` cut the gradient from the weights to the logits; compute with the tensor itself",
+    )
+    return "each token shares out a weight of 1 among its experts, and no other token has a say in it"
 
 
-@check
+def _pair(answer, logits: torch.Tensor, k: int) -> list[torch.Tensor]:
+    pair = answer(logits.clone(), k)
+    expect(pair is not None, "your function returns None: does it end in `return`?")
+    expect(isinstance(pair, tuple | list) and len(pair) == 2, "return two things: weights and chosen experts")
+    return [expect_tensor(part, (*logits.shape[:-1], k)) for part in pair]
+
+
+def _sorted(pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and experts, in the order of the experts."""
+    weights, chosen = pair
+    order = chosen.argsort(dim=-1)
+    return weights.gather(-1, order), chosen.gather(-1, order)
+
+
+def dispatch(x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, n_experts: int, run_groups) -> torch.Tensor:
+    flat = chosen.flatten()  # (N*K,)
+    order = flat.argsort(stable=True)  # (N*K,)
+    sizes = torch.bincount(flat, minlength=n_experts)  # (E,)
+    rows = run_groups(x[order // chosen.shape[1]], sizes)  # (N*K, D) sorted by expert
+    outputs = torch.empty_like(rows)
+    outputs[order] = rows  # (N*K, D) in the order of the tokens
+    return (outputs.unflatten(0, chosen.shape) * weights[..., None]).sum(dim=1)
+
+
+@check(ours=dispatch)
 def check_dispatch(answer) -> str:
-    """answer(x (N, D), weights (N, K), chosen (N, K), experts) -> (N, D), each expert run on its own tokens alone."""
+    """answer(x (N, D), weights (N, K), chosen (N, K), E, run_groups) -> (N, D): sort, run, undo the sort, weigh."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(5, 3, generator=generator)
-    chosen = torch.tensor([[4, 0], [0, 2], [2, 4], [0, 4], [2, 0]])  # (N, K) nobody chose 1 and 3
+    chosen = torch.tensor([[3, 0], [0, 2], [2, 3], [0, 3], [2, 0]])  # (N, K) nobody chose 1 and 4
     weights = torch.rand(5, 2, generator=generator)
     matrices = torch.randn(5, 3, 3, generator=generator)
-    seen = [0] * 5  # rows that each expert computed
+    computed = []  # how many rows each call computed
 
-    def expert(e):
-        def compute(rows):
-            seen[e] += len(rows) if rows.ndim == 2 else 1
-            return rows @ matrices[e]
+    def run_groups(rows, sizes):
+        sizes = torch.as_tensor(sizes)
+        expect(
+            sizes.shape == (5,),
+            f"`run_groups` needs a size for each of the 5 experts, it got {tuple(sizes.shape)}:\n"
+            "an expert that nobody chose has size 0 (bincount takes `minlength`)",
+        )
+        expect(
+            sizes.sum() == len(rows),
+            f"`run_groups` got {len(rows)} rows and sizes that sum to {int(sizes.sum())}:\n"
+            "each token stands in the rows once for each of its K experts",
+        )
+        computed.append(len(rows))
+        expert_of_row = torch.arange(5).repeat_interleave(sizes)  # (n,)
+        return torch.einsum("nd,ndm->nm", rows, matrices[expert_of_row])
 
-        return compute
-
-    y = expect_tensor(answer(x.clone(), weights.clone(), chosen.clone(), [expert(e) for e in range(5)]), (5, 3))
+    y = expect_tensor(answer(x.clone(), weights.clone(), chosen.clone(), 5, run_groups), (5, 3))
     order = chosen.flatten().argsort(stable=True)
     outputs = torch.einsum("nd,nkdm->nkm", x, matrices[chosen])  # (N, K, D)
-    right = (outputs * weights[..., None]).sum(dim=1)
-    in_order = outputs.flatten(0, 1)[order].unflatten(0, (5, 2))
+    weighed = outputs * weights[..., None]  # (N, K, D)
+    in_order = outputs.flatten(0, 1)[order]  # (N*K, D)
+    twice = in_order[order].unflatten(0, (5, 2))
     last_only = torch.zeros_like(x)
-    last_only[order // 2] += (outputs * weights[..., None]).flatten(0, 1)[order]
+    last_only[order // 2] += weighed.flatten(0, 1)[order]
     expect(
-        not close(y, (in_order * weights[..., None]).sum(dim=1)),
+        not close(y, (in_order.unflatten(0, (5, 2)) * weights[..., None]).sum(dim=1)),
         "your rows are still sorted by expert when they meet the weights:\nundo the sort first, outputs[order] = rows",
+    )
+    expect(
+        not close(y, (twice * weights[..., None]).sum(dim=1)),
+        "rows[order] sorts a second time:\nto undo a sort, write to these places, outputs[order] = rows",
     )
     expect(
         not close(y, last_only),
@@ -84,28 +144,61 @@ def check_dispatch(answer) -> str:
     )
     expect(
         not close(y, outputs.sum(dim=1)),
-        "every expert counts fully: multiply its output by the weight that the router gave it",
+        "every expert counts fully:\nmultiply its output by the weight that the router gave it",
+    )
+    unsorted = x.repeat_interleave(2, dim=0)
+    groups = torch.arange(5).repeat_interleave(torch.bincount(chosen.flatten(), minlength=5))
+    mixed = torch.einsum("nd,ndm->nm", unsorted, matrices[groups]).unflatten(0, (5, 2))
+    expect(
+        not close(y, (mixed * weights[..., None]).sum(dim=1)),
+        "your rows are in the order of the tokens, and `run_groups` takes the first ones for expert 0:\n"
+        "sort them by expert first",
+    )
+    by_row = weights.flatten()[:, None] * in_order  # row i of the sorted list with weight i of the unsorted one
+    sorted_weights = weights.flatten()[order].unflatten(0, (5, 2))
+    expect(
+        not close(y, torch.zeros_like(x).index_add_(0, order // 2, by_row))
+        and not close(y, (outputs * sorted_weights[..., None]).sum(dim=1)),
+        "results and weights are in different orders, one sorted by expert and the other by token:\n"
+        "weigh after the sort is undone, or sort the weights too, weights.flatten()[order]",
     )
     expect(
-        close(y, right),
+        close(y, weighed.sum(dim=1)),
         "the right tokens did not reach the right experts:\n"
         "row i of chosen.flatten() belongs to token i // K,\n"
         "so sorted rows come from x[order // K] (not x[order % K], not x[order % N])",
     )
     expect(
-        sum(seen) == chosen.numel(),
-        f"the result is right, but your experts computed {sum(seen)} rows and N K = {chosen.numel()} were asked for:\n"
-        "every expert ran on tokens that did not choose it, which costs E/K times as much",
+        sum(computed) == chosen.numel(),
+        f"the result is right, but {sum(computed)} rows were computed and N K = {chosen.numel()} were asked for",
     )
-    return "each expert saw its own tokens only, so more experts cost nothing more"
+    one = torch.tensor([[1], [0], [1]])  # K = 1
+    weight = torch.rand(3, 1, generator=generator)
+    y = answer(x[:3].clone(), weight.clone(), one, 5, run_groups)
+    expect(
+        close(y, weight * torch.einsum("nd,ndm->nm", x[:3], matrices[one[:, 0]])),
+        "right for K = 2, not for K = 1: take K from the shape of `chosen`",
+    )
+    return "each expert computed the rows of its own tokens and no others"
 
 
-@check
+def moved_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> torch.Tensor:
+    load = load.float()
+    return bias + rate * (load.mean() - load).sign()
+
+
+@check(ours=moved_bias)
 def check_moved_bias(answer) -> str:
     """answer(bias (E,), load (E,), rate) -> new bias (E,): up by `rate` below the mean load, down above it."""
     bias = torch.tensor([0.1, -0.2, 0.0, 0.05])
     load = torch.tensor([7, 1, 3, 1])  # the mean is 3
-    new = expect_tensor(answer(bias.clone(), load.clone(), 0.01), (4,))
+    try:
+        new = answer(bias.clone(), load.clone(), 0.01)
+    except RuntimeError as error:
+        whole = "mean(): could not infer" in str(error)
+        expect(not whole, "`load` holds whole numbers, of which torch takes no mean:\nload.float() first")
+        raise
+    new = expect_tensor(new, (4,))
     step = new - bias
     wanted = torch.tensor([-0.01, 0.01, 0.0, 0.01])
     expect(
@@ -115,8 +208,8 @@ def check_moved_bias(answer) -> str:
     expect(not close(new, wanted), "this is the step alone: add it to the old bias")
     missing = load.float().mean() - load
     expect(
-        not close(step, 0.01 * missing) and not close(step, 0.01 * missing / load.sum()),
-        "your step grows with what is missing:\nthe rule takes its sign only, so every step is `rate` long",
+        not close(step, step[1] / missing[1] * missing),
+        "your step is proportional to what is missing:\nthe rule takes its sign only, so every step is `rate` long",
     )
     expect(
         not (step < 0).all(),

@@ -20,7 +20,7 @@ def check(judge: Callable[..., str] | None = None, *, ours: Callable | None = No
     """
     if judge is None:
         return functools.partial(check, ours=ours)
-    otherwise = "" if ours is None else " (the notebook goes on with our answer)"
+    otherwise = "" if ours is None else "(the notebook goes on with our answer)"
 
     @functools.wraps(judge)
     def told(answer):
@@ -28,12 +28,12 @@ def check(judge: Callable[..., str] | None = None, *, ours: Callable | None = No
             print(f"right: {judge(answer)}")
             return answer
         except NotImplementedError:
-            print(f"not attempted yet{otherwise}")
+            print(f"not attempted yet {otherwise}".rstrip())
         except Mistake as mistake:
-            print(f"not yet: {mistake}{otherwise}")
+            print(f"not yet: {mistake}\n{otherwise}".rstrip())
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
-            print(f"not yet: your code stopped with {type(error).__name__}: {first_line}{otherwise}")
+            print(f"not yet: your code stopped with {type(error).__name__}: {first_line}\n{otherwise}".rstrip())
         return ours
 
     return told

@@ -16,7 +16,8 @@ FILL = {
     "sky": "#ddf0fa", "purple": "#f1dfe9", "yellow": "#fbf7cd", "here": "#ffd54d", "none": "none",
 }  # fmt: skip
 FONT = "font-family='DejaVu Sans, Verdana, Helvetica, Arial, sans-serif'"
-MARGIN = 16
+MARGIN = 12
+PAGE = 840  # a notebook's column: a wider drawing is shown smaller
 
 
 class Place(NamedTuple):
@@ -118,14 +119,16 @@ class Sketch:
     def _repr_svg_(self) -> str:
         """The drawing, as notebooks ask for it."""
         width, height = self.width + 2 * MARGIN, self.height + 2 * MARGIN
+        scale = min(1.0, PAGE / width)
         head = (
             "<defs><marker id='head' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' "
             f"orient='auto-start-reverse'><path d='M0 0L10 5L0 10z' fill='{INK}'/></marker></defs>"
         )
         card = f"<rect x='0' y='0' width='{width:g}' height='{height:g}' rx='10' fill='{PAPER}'/>"
         return (
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
-            f"height='{height:g}' style='max-width:100%;height:auto' role='img' aria-label='{escape(self.alt, True)}'>"
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{scale * width:.0f}' "
+            f"height='{scale * height:.0f}' style='max-width:100%;height:auto' role='img' "
+            f"aria-label='{escape(self.alt, True)}'>"
             f"<title>{escape(self.alt)}</title>{head}{card}"
             f"<g transform='translate({MARGIN} {MARGIN})'>{''.join(self.parts)}</g></svg>"
         )
