@@ -1,6 +1,7 @@
 """Drawings can be read: words inside the card, letters large enough, and a text for those who do not see them."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_the_model_can_be_read_with_every_chapter_lit(chapter):
     svg = the_model(chapter)._repr_svg_()
     refuse_unreadable(svg)
     assert svg != the_model("07_generation" if chapter != "07_generation" else "01_tokenizer")._repr_svg_()
+
+
+def test_the_readme_shows_the_model_as_it_is_drawn():
+    """python -m tests.pictures draws it anew."""
+    svg = (Path(__file__).parents[1] / "docs" / "model.svg").read_text(encoding="utf-8")
+    refuse_unreadable(svg)
+    assert svg == the_model()._repr_svg_()
 
 
 @pytest.mark.parametrize("name, i, svg", STORED, ids=[f"{name}-{i}" for name, i, _ in STORED])

@@ -1,4 +1,4 @@
-"""What the README says of the code is true."""
+"""What the README and the pages in docs/ say of the code is true."""
 
 import ast
 import importlib.util
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
 
 # The modules of `utils` by their dotted names in it; a package goes by its own name, and `utils` itself is none.
 FILES = {
@@ -38,9 +37,9 @@ ROW = re.compile(r"^\| ([\w ]+?) \| ((?:`[\w/]+`(?:, )?)+) \| ([\w, -]+) \|$", r
 
 def floors() -> dict[str, tuple[set[str], set[str]]]:
     """From low to high: a floor's rooms and the floors that it may import from."""
-    section = README.partition("\n## Architecture")[2].partition("\n## ")[0]
+    section = PAGES[ROOT / "docs" / "architecture.md"].partition("\n## ")[0]
     table = re.search(r"^\| floor \| rooms \| may import \|\n\|[-|]+\|\n((?:\|.*\n?)+)", section, re.MULTILINE)
-    assert table, "the README has no table | floor | rooms | may import | under Architecture"
+    assert table, "docs/architecture.md has no table | floor | rooms | may import |"
     rows = [ROW.match(line) for line in table[1].splitlines()]
     assert all(rows), table[1]
     return {
@@ -126,15 +125,28 @@ def test_every_fault_has_its_test(section, count):
     assert len(stated) == count and stated <= written
 
 
+def anchors(text: str) -> set[str]:
+    """Where a link with # may lead: GitHub's names of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_inside_the_project_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", PAGES[page]):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    links = re.findall(r"\]\(([^)#]+)", PAGES[ROOT / "README.md"])
+    assert {path.relative_to(ROOT).as_posix() for path in PAGES} - {"README.md"} <= set(links)
 
 
 def test_the_table_of_speed_is_that_of_the_last_benchmark():
     measured = (ROOT / "tests/bench/results/speed.md").read_text(encoding="utf-8").splitlines()
-    table = README.partition("| what | peer | ours |")[2].partition("\n\n")[0]
+    table = PAGES[ROOT / "docs" / "measured.md"].partition("| what | peer | ours |")[2].partition("\n\n")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) > 10 and set(rows) <= set(measured)
 

@@ -18,16 +18,16 @@ CHAPTERS = {
 }  # fmt: skip
 
 
-def the_model(chapter: str) -> Sketch:
+def the_model(chapter: str | None = None) -> Sketch:
     """The model from text to text, the parts of `chapter` lit in yellow. Raises KeyError for an unknown chapter."""
-    lit = set(CHAPTERS[chapter])
-    what = ", ".join(CHAPTERS[chapter][:6])
+    lit = CHAPTERS[chapter] if chapter else ()
+    here = f" You are here: {', '.join(lit[:6])}." if chapter else ""
     draw = Sketch(
         832, 300,
         "The model from left to right. Text becomes ids, ids become vectors; L blocks follow, each with a norm and "
         "attention, then a norm, a router and experts, both added to the stream that runs past them; a norm and the "
         "head give logits. In training a loss and the optimizer change all weights, afterwards sampling gives the "
-        f"next id, and ids become text. You are here: {what}.",
+        f"next id, and ids become text.{here}",
     )  # fmt: skip
 
     def part(name: str, x: float, y: float, width: float, height: float, text: str):
