@@ -69,7 +69,7 @@ def _look_up(draw: Sketch, ids: Mapping[str, int], top: float) -> None:
             draw.line(*ends)
 
 
-def windows() -> Sketch:
+def one_window() -> Sketch:
     """One window of six tokens across the end of a story: x, and y one place further."""
     row = [(word, "blue") for word in ("lily", "lost", "her", "red", "ball", ".")]
     row += [("<|endof\ntext|>", "yellow")]
