@@ -86,7 +86,7 @@ def top_k_weights(logits, k):
     shape = (*logits.shape[:-1], k)
     return torch.tensor(weights).reshape(shape), torch.tensor(chosen).reshape(shape)
 """,
-            "a router could not learn from them",
+            "no gradient flows from the weights",
         ),
     ],
     "check_dispatch": [

@@ -65,8 +65,8 @@ def check_top_k_weights(answer) -> str:
     logits = logits.requires_grad_()
     expect(
         answer(logits, 2)[0].requires_grad,
-        "the numbers are right, but a router could not learn from them: `tolist`, `item`, `torch.tensor`\n"
-        "and `detach` cut the gradient from the weights to the logits; compute with the tensor itself",
+        "the numbers are right, but no gradient flows from the weights to the logits, so no router could learn:\n"
+        "`tolist`, `item`, `torch.tensor`, `detach` cut it off",
     )
     return "each token shares out a weight of 1 among its experts, and no other token has a say in it"
 

@@ -156,6 +156,8 @@ def draw_scaling(
                 panel.annotate(f"{name} {factor}", (k, value), xytext=(9, -12) if below else (0, -20) if panel is right
                                else (-9, 9), textcoords="offset points", color=colour, fontsize=9,
                                ha="left" if below else "center" if panel is right else "right")  # fmt: skip
+        for panel in (left, right):
+            panel.set_xticks(ks[1::2])
         left.set(xlabel="chosen experts K", ylabel="scaling factor")
         right.set(xlabel="chosen experts K", ylabel="factor / square root of K", ylim=(0.9965, 1.0005))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
