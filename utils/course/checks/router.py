@@ -61,7 +61,7 @@ def check_choose_and_weigh(answer) -> str:
         except (IndexError, RuntimeError, ValueError):
             same = False
         lowered = (
-            "" if b is bias else " with all biases lowered by 2:\nno score + bias is above 0 then, so 0 marks nobody"
+            "" if b is bias else " with all biases lowered by 2:\nscore + bias is below 0 then, so do not mark with 0"
         )
         expect(same, f"right for scores (2, 5, 6) and k = 2, not for {tuple(other.shape)} and k = {k}{lowered}")
     expect(
