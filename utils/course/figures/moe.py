@@ -112,7 +112,7 @@ def draw_head_start(with_help: np.ndarray, by_chance: float, help_ends: int, eve
         axes.plot(steps, smooth.mean(axis=0), color=VERMILION, lw=2.5, label="with a head start, mean")
         axes.axhline(by_chance, color="black", ls="--", lw=1.5, label="without, by chance")
         axes.set(xlabel="step", ylabel="share of expert 0", ylim=(0, 0.6), xlim=(0, runs.shape[1]))
-        axes.legend()
+        axes.legend(loc="upper right", ncols=2)  # above the lines, which end at 1/2
     return figure
 
 
