@@ -1,12 +1,14 @@
 """What tests of more than one module share: the course as a repository, and a kernel like Colab's."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import filelock
 import pytest
 
 from utils.course import colab
@@ -21,7 +23,8 @@ def repository(tmp_path_factory) -> Path:
     if shutil.which("git") is None:
         pytest.skip("git is not installed, and it is what the first cell clones with")
     home = tmp_path_factory.mktemp("repository") / "course"
-    shutil.copytree(colab.HOME / "utils", home / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("utils", "tests/bench/results"):  # what the notebooks read
+        shutil.copytree(colab.HOME / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
     who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "course"]):
         subprocess.run(["git", *command], cwd=home, check=True)
@@ -31,10 +34,20 @@ def repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def jupyter_path(tmp_path_factory) -> Path:
     """Where a kernel "colab" is found: it has `google.colab` and Colab's versions of what the notebooks import."""
-    home = tmp_path_factory.mktemp("colab")
-    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all processes of this test run
+    home = shared / "colab"
+    with filelock.FileLock(f"{home}.lock"):
+        if not (home / "kernels").is_dir():
+            make_colab(home)
+    return home
+
+
+def make_colab(home: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--clear", home / "venv"], check=True)
     python = home / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *COLAB]
+    install = [python, "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check", *COLAB]
     installed = subprocess.run(install, capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"Colab's versions could not be installed: {installed.stderr.strip().splitlines()[-1]}")
@@ -50,4 +63,3 @@ def jupyter_path(tmp_path_factory) -> Path:
     spec.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
-    return home

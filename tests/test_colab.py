@@ -72,7 +72,6 @@ def run_alone(notebook, folder: Path, jupyter_path: Path, address: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(jupyter_path))
         patch.delenv("TINYSTORIES_PATH", raising=False)  # the stories that come with the course
-        # KIMI_RUNS stays: a run that 06 finishes here is found by nbval's 06, which need not train it a second time
         NotebookClient(notebook, timeout=1200, kernel_name="colab", resources=settings).execute()
 
 

@@ -114,7 +114,13 @@ WRONG = {
             HEAD
             + """mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
     return (k @ q.T / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf).softmax(dim=-1) @ v""",
-            "changed places",
+            "queries and keys have changed places",
+        ),
+        (
+            HEAD
+            + """mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+    return (q @ v.T / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf).softmax(dim=-1) @ k""",
+            "keys and values have changed places",
         ),
     ],
     "check_read_in_pieces": [
@@ -168,6 +174,17 @@ WRONG = {
         total, mixed = total * math.exp(old - largest) + parts.sum(), mixed + parts @ v
     return mixed / total""",
             "the mixture is not",
+        ),
+        (
+            PIECES
+            + """total, mixed, largest = 0.0, 0.0, 0.0
+    for k, v in pieces:
+        scores = k @ q / len(q) ** 0.5
+        old, largest = largest, max(largest, scores.max().item())
+        parts, shrink = (scores - largest).exp(), math.exp(old - largest)
+        total, mixed = total * shrink + parts.sum(), mixed * shrink + parts @ v
+    return mixed / total""",
+            "not at 0",
         ),
         (
             PIECES

@@ -86,7 +86,7 @@ def top_k_weights(logits, k):
     shape = (*logits.shape[:-1], k)
     return torch.tensor(weights).reshape(shape), torch.tensor(chosen).reshape(shape)
 """,
-            "a router could not learn from them",
+            "no gradient flows from the weights",
         ),
     ],
     "check_dispatch": [
@@ -212,6 +212,27 @@ def dispatch(x, weights, chosen, n_experts, run_groups):
 """,
             "not for K = 1",
         ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=n_experts)
+    rows = run_groups(x[order // chosen.shape[1]] * weights.flatten()[order, None], sizes)
+    return rows[order.argsort()].unflatten(0, chosen.shape).sum(dim=1)
+""",
+            "an expert is not linear",
+        ),
+        (
+            """
+def dispatch(x, weights, chosen, n_experts, run_groups):
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    rows = run_groups(x[order // chosen.shape[1]], torch.bincount(flat, minlength=n_experts))
+    return (rows[order.argsort()].unflatten(0, chosen.shape) * weights[..., None]).mean(dim=1)
+""",
+            "the sum over K, no mean",
+        ),
     ],
     "check_moved_bias": [
         (
@@ -259,6 +280,85 @@ def moved_bias(bias, load, rate):
     return rate * (load.mean() - load).sign()
 """,
             "this is the step alone",
+        ),
+        (
+            """
+def moved_bias(bias, load, rate):
+    return bias + rate * (load.sum() // len(load) - load).sign()
+""",
+            "must not be rounded",
+        ),
+    ],
+    "check_choose_and_weigh": [
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    top, chosen = (scores + bias).topk(k, dim=-1)
+    return factor * top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "the bias has come into your weights",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    top, chosen = scores.topk(k, dim=-1)
+    return factor * top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "you choose by the scores alone",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = (scores - bias).topk(k, dim=-1).indices
+    top = scores.gather(-1, chosen)
+    return factor * top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "are its largest, yours are",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = (scores + bias).topk(k, dim=-1).indices
+    return factor * scores.gather(-1, chosen).softmax(dim=-1), chosen
+""",
+            "a softmax of the scores",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = (scores + bias).topk(k, dim=-1).indices
+    top = scores.gather(-1, chosen)
+    return top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "the factor is missing",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = (scores + bias).topk(k, dim=-1).indices
+    top = scores.gather(-1, chosen)
+    return factor * top / top.sum(), chosen
+""",
+            "must sum to the factor",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    keep = torch.zeros_like(scores).scatter(-1, (scores + bias).topk(k, dim=-1).indices, 1.0)
+    top, chosen = (keep * (scores + bias)).topk(k, dim=-1)
+    top = scores.gather(-1, chosen)
+    return factor * top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "all biases lowered by 2",
+        ),
+        (
+            """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = (scores + bias).topk(k, dim=-1).indices
+    top = scores.detach().gather(-1, chosen)
+    return factor * top / top.sum(dim=-1, keepdim=True), chosen
+""",
+            "no gradient flows",
         ),
     ],
 }
@@ -362,6 +462,31 @@ def moved_bias(bias, load, rate):
         """
 def moved_bias(bias, load, rate):
     return torch.lerp(bias, bias + rate, torch.sign(load.float().mean() - load))
+""",
+    ],
+    "check_choose_and_weigh": [
+        """
+def choose_and_weigh(scores, bias, k, factor):
+    order = (scores + bias).argsort(dim=-1, descending=True)[..., :k]
+    kept = torch.take_along_dim(scores.double(), order, dim=-1)
+    return factor * torch.nn.functional.normalize(kept, p=1, dim=-1), order
+""",
+        """
+def choose_and_weigh(scores, bias, k, factor):
+    chosen = torch.topk(scores.detach() + bias, k).indices
+    keep = torch.nn.functional.one_hot(chosen, scores.shape[-1]).to(scores.dtype)
+    kept = torch.einsum("...ke,...e->...k", keep, scores)
+    return kept * (factor / kept.sum(-1, keepdim=True)), chosen
+""",
+        """
+def choose_and_weigh(scores, bias, k, factor):
+    weights, chosen = [], []
+    for row in scores.reshape(-1, scores.shape[-1]):
+        best = sorted(range(len(row)), key=lambda e: (row[e] + bias[e]).item())[-k:]
+        weights.append(factor * row[best] / sum(row[e] for e in best))
+        chosen.append(torch.tensor(best, dtype=torch.int32))
+    shape = (*scores.shape[:-1], k)
+    return torch.stack(weights).reshape(shape), torch.stack(chosen).reshape(shape)
 """,
     ],
 }

@@ -44,6 +44,11 @@ WRONG = {
         ),
         (
             """def gated_layer(x, w_up, w_down):
+    return F.silu((x @ w_up[0].T) * (x @ w_up[1].T)) @ w_down.T""",
+            "SiLU sits around the product",
+        ),
+        (
+            """def gated_layer(x, w_up, w_down):
     value, gate = x @ w_up[0].T, x @ w_up[1].T
     return value * F.silu(gate)""",
             "the shape must be (5, 4), yours is (5, 3)",
@@ -102,6 +107,11 @@ WRONG = {
             GRADIENT.format(**RIGHT | {"result": "grad_x, torch.stack([grad_value.T @ x, grad_gate.T @ x]), "
                                                  "upstream.T @ value"}),
             "not the value alone",
+        ),
+        (
+            GRADIENT.format(**RIGHT | {"result": "grad_x, torch.stack([grad_value.T @ x, grad_gate.T @ x]), "
+                                                 "upstream.T @ hidden / len(x)"}),
+            "is the mean over the words",
         ),
         (
             GRADIENT.format(**RIGHT | {"result": "grad_x, torch.stack([grad_value.T @ x, grad_gate.T @ x]), "

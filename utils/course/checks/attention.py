@@ -111,6 +111,8 @@ def check_one_head(answer) -> str:
         ((hidden * scale).softmax(0) @ v, "the softmax runs down the columns. Each row must sum to 1."),
         ((scores.mT * scale).masked_fill(~past, -math.inf).softmax(-1) @ v,
          "queries and keys have changed places: row t asks for word t."),
+        ((q @ v.mT * scale).masked_fill(~past, -math.inf).softmax(-1) @ k,
+         "keys and values have changed places: the query meets the keys, and the values are mixed."),
         ((hidden * scale).masked_fill(~past, 0) @ v, "there is no softmax between scores and mixture."),
     ):  # fmt: skip
         expect(not close(mixtures, wrong), mistake)

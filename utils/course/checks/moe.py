@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from utils.course.checks.verdict import check, close, expect, expect_tensor
 
@@ -16,16 +17,11 @@ def top_k_weights(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
 def check_top_k_weights(answer) -> str:
     """answer(logits (..., E), k) -> weights and chosen experts (..., k): a softmax over the k largest logits."""
     logits = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))  # (B, T, E)
-    weights, chosen = _pair(answer, logits, 2)
+    weights, chosen = two_tensors(answer(logits.clone(), 2), (2, 5, 2))
     top, best = logits.topk(2, dim=-1)
     expect(
-        not chosen.is_floating_point(),
-        "the chosen experts must be whole numbers, their places:\n`topk` returns (values, indices)",
-    )
-    chosen = chosen.long()
-    expect(
         torch.equal(chosen.sort(dim=-1).values, best.sort(dim=-1).values),
-        f"token 0 has the logits {_shown(logits[0, 0])}:\n"
+        f"token 0 has the logits {shown(logits[0, 0])}:\n"
         f"experts {best[0, 0].tolist()} are its largest, yours are {chosen[0, 0].tolist()}",
     )
     logits_of_chosen = logits.gather(-1, chosen)
@@ -53,7 +49,7 @@ def check_top_k_weights(answer) -> str:
     )
     for other, k in ((logits[0], 3), (logits[0, 0], 2), (logits, 6)):
         try:
-            theirs, ours = _sorted(answer(other.clone(), k)), _sorted(top_k_weights(other, k))
+            theirs, ours = by_expert(answer(other.clone(), k)), by_expert(top_k_weights(other, k))
             same = all(map(close, theirs, ours))
         except (IndexError, RuntimeError, ValueError):
             same = False
@@ -65,20 +61,24 @@ def check_top_k_weights(answer) -> str:
     logits = logits.requires_grad_()
     expect(
         answer(logits, 2)[0].requires_grad,
-        "the numbers are right, but a router could not learn from them: `tolist`, `item`, `torch.tensor`\n"
-        "and `detach` cut the gradient from the weights to the logits; compute with the tensor itself",
+        "the numbers are right, but no gradient flows from the weights to the logits, so no router could learn:\n"
+        "`tolist`, `item`, `torch.tensor`, `detach` cut it off",
     )
     return "each token shares out a weight of 1 among its experts, and no other token has a say in it"
 
 
-def _pair(answer, logits: torch.Tensor, k: int) -> list[torch.Tensor]:
-    pair = answer(logits.clone(), k)
+def two_tensors(pair, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     expect(pair is not None, "your function returns None: does it end in `return`?")
     expect(isinstance(pair, tuple | list) and len(pair) == 2, "return two things: weights and chosen experts")
-    return [expect_tensor(part, (*logits.shape[:-1], k)) for part in pair]
+    weights, chosen = (expect_tensor(part, shape) for part in pair)
+    expect(
+        not chosen.is_floating_point(),
+        "the chosen experts must be whole numbers, their places:\n`topk` returns (values, indices)",
+    )
+    return weights, chosen.long()
 
 
-def _sorted(pair) -> tuple[torch.Tensor, torch.Tensor]:
+def by_expert(pair) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and experts, in the order of the experts."""
     weights, chosen = pair
     order = chosen.argsort(dim=-1)
@@ -105,6 +105,9 @@ def check_dispatch(answer) -> str:
     matrices = torch.randn(5, 3, 3, generator=generator)
     computed = []  # how many rows each call computed
 
+    def run(rows, experts):  # (n, D) and the expert of each row, which is not linear
+        return F.silu(torch.einsum("nd,ndm->nm", rows, matrices[experts]))
+
     def run_groups(rows, sizes):
         sizes = torch.as_tensor(sizes)
         expect(
@@ -118,12 +121,12 @@ def check_dispatch(answer) -> str:
             "each token stands in the rows once for each of its K experts",
         )
         computed.append(len(rows))
-        expert_of_row = torch.arange(5).repeat_interleave(sizes)  # (n,)
-        return torch.einsum("nd,ndm->nm", rows, matrices[expert_of_row])
+        return run(rows, torch.arange(5).repeat_interleave(sizes))
 
     y = expect_tensor(answer(x.clone(), weights.clone(), chosen.clone(), 5, run_groups), (5, 3))
     order = chosen.flatten().argsort(stable=True)
-    outputs = torch.einsum("nd,nkdm->nkm", x, matrices[chosen])  # (N, K, D)
+    twice_each = x.repeat_interleave(2, dim=0)  # (N*K, D)
+    outputs = run(twice_each, chosen.flatten()).unflatten(0, (5, 2))  # (N, K, D)
     weighed = outputs * weights[..., None]  # (N, K, D)
     in_order = outputs.flatten(0, 1)[order]  # (N*K, D)
     twice = in_order[order].unflatten(0, (5, 2))
@@ -146,9 +149,19 @@ def check_dispatch(answer) -> str:
         not close(y, outputs.sum(dim=1)),
         "every expert counts fully:\nmultiply its output by the weight that the router gave it",
     )
-    unsorted = x.repeat_interleave(2, dim=0)
+    weighed_before = run(weights.flatten()[:, None] * twice_each, chosen.flatten()).unflatten(0, (5, 2))
+    expect(
+        not close(y, weighed_before.sum(dim=1)),
+        "you weigh what goes into the experts, and an expert is not linear:\nweigh what comes out of it",
+    )
+    otherwise = [outputs * w[..., None] for w in (weights.softmax(dim=-1), weights / weights.sum(dim=-1, keepdim=True))]
+    expect(
+        not any(close(y, wrong.sum(dim=1)) for wrong in (*otherwise, weighed / 2)),
+        "each output went to its token, but the sum is not weighed as asked:\n"
+        "take the weights as they come, and the sum over K, no mean",
+    )
     groups = torch.arange(5).repeat_interleave(torch.bincount(chosen.flatten(), minlength=5))
-    mixed = torch.einsum("nd,ndm->nm", unsorted, matrices[groups]).unflatten(0, (5, 2))
+    mixed = run(twice_each, groups).unflatten(0, (5, 2))
     expect(
         not close(y, (mixed * weights[..., None]).sum(dim=1)),
         "your rows are in the order of the tokens, and `run_groups` takes the first ones for expert 0:\n"
@@ -176,7 +189,7 @@ def check_dispatch(answer) -> str:
     weight = torch.rand(3, 1, generator=generator)
     y = answer(x[:3].clone(), weight.clone(), one, 5, run_groups)
     expect(
-        close(y, weight * torch.einsum("nd,ndm->nm", x[:3], matrices[one[:, 0]])),
+        close(y, weight * run(x[:3], one[:, 0])),
         "right for K = 2, not for K = 1: take K from the shape of `chosen`",
     )
     return "each expert computed the rows of its own tokens and no others"
@@ -219,9 +232,15 @@ def check_moved_bias(answer) -> str:
         abs(step[2]) < 1e-6,
         "expert 2 has exactly the mean load and its bias moved:\nthe sign of 0 is 0, it stays where it is",
     )
-    expect(close(step, wanted), f"for the loads {load.tolist()} the biases must move by {_shown(wanted)}")
+    expect(close(step, wanted), f"for the loads {load.tolist()} the biases must move by {shown(wanted)}")
+    near = torch.tensor([4, 3, 4, 3])  # the mean is 3.5
+    expect(
+        close(answer(bias.clone(), near, 0.01) - bias, torch.tensor([-0.01, 0.01, -0.01, 0.01])),
+        f"right for the loads {load.tolist()}, not for {near.tolist()}, whose mean is 3.5:\n"
+        "the mean must not be rounded, and a small difference makes a whole step",
+    )
     return "no gradient, no extra loss: the router only changes whom it asks"
 
 
-def _shown(numbers: torch.Tensor) -> str:
+def shown(numbers: torch.Tensor) -> str:
     return "[" + ", ".join(f"{n:.2f}" for n in numbers.tolist()) + "]"

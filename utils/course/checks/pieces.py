@@ -105,4 +105,11 @@ def check_read_in_pieces(answer) -> str:
             "right for small scores, but a score of some hundreds makes exp overflow or vanish.\n"
             "Subtract the largest score so far before the exponential.",
         )
+    away = keys - 500 * q / q.square().sum()  # every score is far below 0
+    low = expect_tensor(answer(q, _lent(away, values, sizes)), (d,))
+    expect(
+        close(low, (away @ q / d**0.5).softmax(0) @ values, 1e-3),
+        "right until all scores are far below 0: then e to each of them is 0.\n"
+        "The largest score so far begins at minus infinity, or as the first piece's, not at 0.",
+    )
     return "this is how FlashAttention reads a cache of any length."

@@ -64,6 +64,7 @@ def check_gated_layer(answer) -> str:
         ),
         (value * gate, "nothing is bent: value * gate without SiLU.\nSee what a gate of -3 lets through."),
         (value + F.silu(gate), "value and SiLU(gate) are added. A gate multiplies:\nat gate 0 nothing may pass."),
+        (F.silu(value * gate), "SiLU sits around the product. Bend the gate first,\nthen multiply by the value."),
         (F.silu(gate), "the value is missing: this is the plain layer down(SiLU(gate))."),
     ):
         expect(not close(y, hidden @ w_down.T), mistake)
@@ -138,6 +139,10 @@ def check_gated_layer_gradient(answer) -> str:
     expect(
         not close(grad_down, upstream.T @ value),
         "grad_w_down: its input is not the value alone,\nbut value * SiLU(gate).",
+    )
+    expect(
+        not close(len(x) * grad_down, right_down),
+        "grad_w_down is the mean over the words. `upstream` is given for each word,\nso what the words say is added.",
     )
     expect(close(grad_down, right_down), "grad_w_down is not upstream.T @ hidden: for each word, what arrives at\n"
            "the result times what w_down was given, summed over words.")  # fmt: skip

@@ -10,8 +10,8 @@ def one_unit() -> Sketch:
     draw = Sketch(
         800, 250,
         "One hidden unit of a gated layer. The word's D numbers go two ways. Above, a row of w_up[0] makes the value, "
-        "2. Below, a row of w_up[1] makes the gate, minus 3, and SiLU bends it to minus 0.14. The two are "
-        "multiplied: minus 0.28 goes on to w_down.",
+        "2. Below, a row of w_up[1] makes the gate, minus 3, and SiLU bends it to minus 0.142. The two are "
+        "multiplied: minus 0.285 goes on to w_down.",
     )  # fmt: skip
     word = draw.box(0, 92, 116, 66, "one word\n(here: her)", "blue")
     draw.shape(58, 176, "(D,)")
@@ -28,9 +28,9 @@ def one_unit() -> Sketch:
     draw.arrow(times.right, down.left)
     draw.text(444, 38, "value 2: what could be said", 14)
     draw.text(359, 184, "gate −3", 14)
-    draw.text(541, 184, "−0.14", 14)
+    draw.text(541, 184, "−0.142", 14)
     draw.text(456, 240, "how much of it passes", 14, colour=MUTED)
-    draw.text(645, 112, "−0.28", 14)
+    draw.text(645, 112, "−0.285", 14)
     return draw
 
 
@@ -40,7 +40,7 @@ def plain_and_gated() -> Sketch:
     draw = Sketch(
         814, 344,
         "Two layers of equal size, the areas of their matrices to scale. Left, the plain layer: x of width D goes "
-        "through w_up, D wide and 4 D high, then the bend, then w_down, 4 D wide and D high: two matrices, 8 D squared "
+        "through w_up, D wide and 4 D high, then SiLU, then w_down, 4 D wide and D high: two matrices, 8 D squared "
         "weights. Right, the gated layer: x goes through two matrices, value and gate, each D wide and 8/3 D high; the "
         "gate is bent by SiLU, the two are multiplied, and w_down leads back: three matrices, again 8 D squared "
         "weights.",
@@ -50,10 +50,10 @@ def plain_and_gated() -> Sketch:
     draw.text(196, 10, "plain: 2 matrices of D · 4D = 8 D²", 16, bold=True)
     x = draw.box(0, middle - d / 2, 22, d, "x", "blue", round=3)
     up = draw.box(46, middle - 2 * d, d, 4 * d, "w_up", "orange", 14, round=2)
-    bend = draw.box(115, middle - 20, 54, 40, "bend", "plain", bold=True)
+    silu = draw.box(115, middle - 20, 54, 40, "SiLU", "green", bold=True)
     down = draw.box(193, middle - d / 2, 4 * d, d, "w_down", "purple", round=2)
     y = draw.box(397, middle - d / 2, 22, d, "y", "blue", round=3)
-    for start, end in ((x, up), (up, bend), (bend, down), (down, y)):
+    for start, end in ((x, up), (up, silu), (silu, down), (down, y)):
         draw.arrow(start.right, end.left)
     draw.shape(up.centre[0], middle + 2 * d + 16, "(4D, D)")
     draw.shape(down.centre[0], middle + d / 2 + 16, "(D, 4D)")

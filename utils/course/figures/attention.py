@@ -126,34 +126,36 @@ def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence])
 
 @closed
 def looking_back(
-    steps: Sequence[int], right: Sequence, on_name: Sequence, on_previous: Sequence, trigram: float
+    steps: Sequence[int], right: Sequence, trigram: float, looks: dict[str, Sequence], title: str
 ) -> plt.Figure:
-    """Share of right pronouns, and one head's weights on the name and on the word before: (seeds, steps) each."""
-    figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained", sharey=True)
-    curves = zip(right, on_name, on_previous, (BLUE, SKY, PURPLE), strict=True)
-    for seed, (share, name, previous, colour) in enumerate(curves):
+    """Share of right pronouns, and what one head gives to some words, by name: (seeds, steps) each."""
+    figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
+    colours = (BLUE, SKY, PURPLE)
+    for seed, (share, colour) in enumerate(zip(right, colours, strict=True)):
         left_axes.plot(steps, share, "o-", ms=3, color=colour, label=f"seed {seed}")
-        right_axes.plot(steps, name, "o-", ms=3, color=colour, label="on the name" if seed == 0 else None)
-        right_axes.plot(steps, previous, ":", color=colour, label="on the token before" if seed == 0 else None)
+    for (word, by_seed), line in zip(looks.items(), ("o-", ":"), strict=True):
+        for seed, (weights, colour) in enumerate(zip(by_seed, colours, strict=True)):
+            right_axes.plot(steps, weights, line, ms=3, color=colour, label=word if seed == 0 else None)
     left_axes.axhline(trigram, color=GREY, ls="--", label="trigram")
     left_axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.03), title="the right one of 'her' and 'his'")
-    left_axes.legend()
-    right_axes.set(xlabel="training step", ylabel="weight", title="where 'find' looks in one head")
-    right_axes.legend()
+    right_axes.set(xlabel="training step", ylabel="weight", title=title)
+    right_axes.tick_params(labelleft=True)
+    for axes in (left_axes, right_axes):
+        axes.legend()
     return figure
 
 
 @closed
-def the_moment(steps: Sequence[int], right: Sequence, looks: Sequence) -> plt.Figure:
-    """Share of right pronouns and the keenest head's look at the name, against steps: (seeds, steps) each."""
-    figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
-    for seed, (share, look) in enumerate(zip(right, looks, strict=True)):
-        left_axes.plot(steps, share, "o-", ms=3, color=(BLUE, SKY, PURPLE)[seed], label=f"seed {seed}")
-        right_axes.plot(steps, look, "o-", ms=3, color=(BLUE, SKY, PURPLE)[seed])
-    left_axes.axhline(0.5, color=GREY, ls="--")
-    left_axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.03), title="the right one of 'her' and 'his'")
-    left_axes.legend()
-    right_axes.set(xlabel="training step", title="weight of 'lost' on 'lily' (keenest head)")
+def how_far_it_reaches(distances: Sequence[int], shares: dict[str, Sequence[float]]) -> plt.Figure:
+    """Share of right pronouns against the words back to the name, by model: a trigram first, then the readers."""
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    lines = (("s--", VERMILION), ("o-", BLUE), ("o-", SKY), ("o-", PURPLE))
+    for (name, values), (line, colour) in zip(shares.items(), lines, strict=True):
+        axes.plot(distances, values, line, ms=4, color=colour, label=name)
+    axes.axhline(0.5, color=GREY, lw=1)
+    axes.set_xticks(distances, [*map(str, distances[:-1]), f"{distances[-1]} or more"])
+    axes.set(xlabel="words back to the name", ylabel="share of the right pronoun", ylim=(0.3, 1.03))
+    axes.legend(fontsize=9, loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
 
 

@@ -45,6 +45,7 @@ def absorbed_error(errors: Sequence[float], size: float) -> plt.Figure:
         axes.axhline(size, color=GREY, ls="--", label="mean size of a score")
         axes.set(xlabel="distance in words", ylabel="size", ylim=(0, 1.3 * max(max(errors), size)))
         axes.set_xticks(range(len(errors)))
+        axes.set_axisbelow(True)
         axes.legend(ncols=2, loc="upper left")
     plt.close(figure)
     return figure

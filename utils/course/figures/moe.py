@@ -99,20 +99,20 @@ def draw_loads(shares: dict[str, np.ndarray], every: int = 10) -> plt.Figure:
     return figure
 
 
-def draw_head_start(with_help: np.ndarray, without: np.ndarray, help_ends: int, every: int = 10) -> plt.Figure:
-    """The share of one expert over the steps, (seeds, steps), with a head start and without one."""
+def draw_head_start(with_help: np.ndarray, by_chance: float, help_ends: int, every: int = 10) -> plt.Figure:
+    """The share of one expert over the steps, (seeds, steps), with a head start; what it would have by chance."""
+    runs = np.asarray(with_help)
+    smooth = runs.reshape(len(runs), -1, every).mean(axis=2)
+    steps = np.arange(smooth.shape[1]) * every + every / 2
     with plt.rc_context(STYLE):
         figure, (axes,) = panels(1, 7, 3.4)
         axes.axvspan(0, help_ends, color=YELLOW, alpha=0.35, lw=0)
         axes.text(help_ends / 2, 0.56, "helped", ha="center", va="center")
-        for label, runs, colour in (("with a head start", with_help, VERMILION), ("without", without, GREY)):
-            runs = np.asarray(runs)
-            smooth = runs.reshape(len(runs), -1, every).mean(axis=2)
-            steps = np.arange(smooth.shape[1]) * every + every / 2
-            axes.plot(steps, smooth.T, color=colour, lw=0.8, alpha=0.5)
-            axes.plot(steps, smooth.mean(axis=0), color=colour, lw=2.5, label=f"{label}, mean")
+        axes.plot(steps, smooth.T, color=VERMILION, lw=0.8, alpha=0.5)
+        axes.plot(steps, smooth.mean(axis=0), color=VERMILION, lw=2.5, label="with a head start, mean")
+        axes.axhline(by_chance, color="black", ls="--", lw=1.5, label="without, by chance")
         axes.set(xlabel="step", ylabel="share of expert 0", ylim=(0, 0.6), xlim=(0, runs.shape[1]))
-        axes.legend()
+        axes.legend(loc="upper right", ncols=2)  # above the lines, which end at 1/2
     return figure
 
 
@@ -156,6 +156,8 @@ def draw_scaling(
                 panel.annotate(f"{name} {factor}", (k, value), xytext=(9, -12) if below else (0, -20) if panel is right
                                else (-9, 9), textcoords="offset points", color=colour, fontsize=9,
                                ha="left" if below else "center" if panel is right else "right")  # fmt: skip
+        for panel in (left, right):
+            panel.set_xticks(ks[1::2])
         left.set(xlabel="chosen experts K", ylabel="scaling factor")
         right.set(xlabel="chosen experts K", ylabel="factor / square root of K", ylim=(0.9965, 1.0005))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)

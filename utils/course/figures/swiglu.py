@@ -1,4 +1,4 @@
-"""The figures of chapter 4: bends, the product of value and gate, errors, learning rates, seeds, dead units."""
+"""The figures of chapter 4: activations, the product of value and gate, errors, learning rates, seeds, dead units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
 COLOURS = {
     "sigmoid": GREY, "tanh": PURPLE, "ReLU": ORANGE, "GELU": GREEN, "SiLU": SKY, "bilinear": VERMILION, "SwiGLU": BLUE,
 }  # fmt: skip
-PAIR_COLOURS = GREY, ORANGE, GREEN, BLUE  # of the four bends
+PAIR_COLOURS = GREY, ORANGE, GREEN, BLUE  # of the four activations: none, ReLU, GELU, SiLU
 
 
 def closed(figure: plt.Figure) -> plt.Figure:
@@ -84,10 +84,10 @@ def draw_errors(errors: Mapping[str, np.ndarray], reach: float, trained: float, 
 def draw_rates(
     swept: Mapping[str, Mapping[float, Sequence[float]]], pairs: Mapping[str, tuple[str, str]]
 ) -> plt.Figure:
-    """Final losses of the sweep against the rate; pairs: for each bend the kind without a gate and that with one."""
+    """Final losses of the sweep against the rate; pairs: the kind without a gate and that with one, by activation."""
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(pairs), figsize=(9, 3), layout="constrained", sharey=True)
-        for panel, (bend, names), colour in zip(panels, pairs.items(), PAIR_COLOURS, strict=False):
+        for panel, (activation, names), colour in zip(panels, pairs.items(), PAIR_COLOURS, strict=False):
             for name, style in zip(names, (dict(ls="--", mfc="white"), dict(ls="-")), strict=True):
                 rates = sorted(swept[name])
                 means = [np.mean(swept[name][rate]) for rate in rates]
@@ -95,14 +95,14 @@ def draw_rates(
             panel.set_xscale("log")
             panel.set_xticks(rates[::2], [f"{rate:.2g}" for rate in rates[::2]])
             panel.minorticks_off()
-            panel.set(xlabel="peak rate", title=f"bend: {bend}")
+            panel.set(xlabel="peak rate", title=f"activation: {activation}")
             panel.legend()
         panels[0].set(ylabel="loss (nats per token)")
     return closed(figure)
 
 
 def draw_pairs(ends: Mapping[str, Sequence[float]], pairs: Mapping[str, tuple[str, str]]) -> plt.Figure:
-    """Final losses with and without a gate, bend by bend: a thin line for each seed, a bar for the mean."""
+    """Final losses with and without a gate, by activation: a thin line for each seed, a bar for the mean."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
         ticks = []
@@ -131,7 +131,7 @@ def draw_live(
         for name, loss in baselines.items():
             axes.axhline(loss, color=GREY, ls="--", lw=1)
             axes.annotate(name, (0.01, loss), xycoords=("axes fraction", "data"), va="bottom", color=GREY)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title="The same bend, with a gate and without")
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title="The same activation, with a gate and without")
         axes.legend()
     return closed(figure)
 
@@ -143,12 +143,13 @@ def draw_dead(toy: Mapping[float, Sequence[float]], model: Mapping[float, Sequen
         figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
         for (rate, shares), colour in zip(toy.items(), colours, strict=False):
             panels[0].plot([100 * share for share in shares], color=colour, label=f"rate {rate:g}")
-        for (rate, shares), colour in zip(model.items(), colours, strict=False):
-            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour, label=f"rate {rate:g}")
+        for (_, shares), colour in zip(model.items(), colours, strict=False):
+            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour)
+        told = f"{len(model)} rates, {min(model):g} to {max(model):g}:\nall lines lie at the bottom"
+        panels[1].text(0.5, 0.12, told, transform=panels[1].transAxes, ha="center")
         panels[0].set(xlabel="step", ylabel="dead ReLU units (%)", title="On z = x · y", ylim=(-3, 103))
         panels[1].set(xlabel="step", title="In the language model")
-        for panel in panels:
-            panel.legend(fontsize=9)
+        panels[0].legend(fontsize=9)
     return closed(figure)
 
 
