@@ -110,7 +110,7 @@ def draw_race(
             axes.plot(places, curves[name].mean(0), color=colour, lw=2, label=name)
     for axes in (sweep, by_step, by_clock):
         axes.axhline(bigram, color=GREY, ls=":", lw=1.3)
-    by_step.annotate("bigram", (1, bigram), xycoords=("axes fraction", "data"), color=GREY, ha="right", va="bottom")
+    by_step.annotate("bigram", (0.02, bigram), xycoords=("axes fraction", "data"), color=GREY, va="bottom")
     sweep.set(xscale="log", xlabel="peak learning rate", ylabel="loss, nats per word", title="validation")
     sweep.set_xticks([0.01, 0.03, 0.1])
     sweep.get_xaxis().set_major_formatter("{x:g}")
@@ -165,13 +165,14 @@ def draw_damage(ratios: dict[str, torch.Tensor], hot: torch.Tensor) -> plt.Figur
 
 
 @styled
-def draw_heads(largest: torch.Tensor, limit: float = 100.0) -> plt.Figure:
-    """The largest logit of each head, (steps, L, H), on a log axis; a colour for each layer."""
+def draw_heads(largest: torch.Tensor, of_adamw: torch.Tensor, limit: float = 100.0) -> plt.Figure:
+    """The largest logit of each head, (steps, L, H), on a log axis, a colour for each layer; grey AdamW's, (steps,)."""
     figure, axes = new_figure()
     for layer, colour in zip(range(largest.shape[1]), (SKY, VERMILION), strict=False):
         for head in range(largest.shape[2]):
-            label = f"layer {layer + 1}" if head == 0 else None
+            label = f"Muon, layer {layer + 1}" if head == 0 else None
             axes.semilogy(largest[:, layer, head], color=colour, lw=1.1, label=label)
+    axes.semilogy(of_adamw, color=GREY, lw=2, label="AdamW, both layers")
     axes.axhline(limit, color="black", ls="--", lw=1)
     axes.set(xlabel="step", ylabel="largest logit of a head")
     axes.legend(loc="upper left")
