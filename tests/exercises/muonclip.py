@@ -16,6 +16,13 @@ def _update(factor: str) -> str:
     return f"def muon_update(direction):\n    n, m = direction.shape[-2:]\n    return {factor} * direction"
 
 
+def _muon(momentum: str, ahead: str, weight: str) -> str:
+    return f"""def muon_step(weight, gradient, momentum, update_of, lr, mu, weight_decay, nesterov):
+    new = {momentum}
+    ahead = {ahead}
+    return {weight}, new"""
+
+
 def _plain(gamma: str, factors: str) -> str:
     return f"""def clip_heads(w_q, w_k, largest, tau):
     gamma = {gamma}
@@ -32,6 +39,9 @@ def _latent(gamma: str, factors: str) -> str:
 
 
 GAMMA = "torch.where(largest > tau, tau / largest, 1.0)"
+M = "mu * momentum + gradient"
+AHEAD = "gradient + mu * new if nesterov else new"
+W = "(1 - lr * weight_decay) * weight - lr * update_of(ahead)"
 HALVES = "(gamma.sqrt(), gamma.sqrt())"
 FACTORS = "(gamma.sqrt(), gamma, gamma.sqrt(), 1.0)"
 WRONG = {
@@ -55,7 +65,23 @@ WRONG = {
         (_update("0.2 * max(direction.shape[0], direction.shape[1]) ** 0.5"), "shape[-2:]"),
         (_update("1.0"), "nothing was scaled"),
     ],
+    "check_muon_step": [
+        (_muon("mu * momentum + (1 - mu) * gradient", AHEAD, W), "that is an average"),
+        (_muon("mu * momentum + update_of(gradient)", "new", W), "orthogonalise last"),
+        (_muon("mu * momentum + gradient + weight_decay * weight", AHEAD, W), "the decay is in the gradient"),
+        (_muon(M, AHEAD, "weight - lr * update_of(ahead)"), "decay is missing"),
+        (_muon(M, AHEAD, W.replace("- lr * u", "+ lr * u")), "minus, not plus"),
+        (_muon(M, AHEAD, W.replace("- lr * u", "- u")), "by the learning rate"),
+        (_muon(M, AHEAD, W.replace("update_of(ahead)", "ahead")), "call update_of"),
+        (_muon(M, "momentum", W), "the old momentum"),
+        (_muon(M, "gradient", W), "without momentum"),
+        (_muon(M, AHEAD, W.replace("1 - lr * ", "1 - ")), "the decay must be multiplied"),
+        (_muon(M, "gradient + mu * momentum if nesterov else new", W), "the M of this step"),
+        (_muon(M, "gradient + mu * new", W), "without nesterov"),
+        (_muon(M, AHEAD, f"{W} * 2"), "the weight is off"),
+    ],
     "check_clip_heads": [
+        (_plain("(tau / largest).clamp(0.0, 1.0)", HALVES), "wipes it out"),
         (_plain("tau / largest", HALVES), "yet it grew"),
         (_plain("(tau / largest).clamp(max=1.0)", HALVES), "has a largest logit of -5"),
         (_plain("tau / largest.max()", HALVES), "all heads shrink alike"),
@@ -107,6 +133,23 @@ ALSO_RIGHT = {
         return torch.stack([muon_update(matrix) for matrix in direction])
     larger = direction.shape[0] if direction.shape[0] > direction.shape[1] else direction.shape[1]
     return direction.float() * (0.04 * larger) ** 0.5""",
+    ],
+    "check_muon_step": [
+        """def muon_step(weight, gradient, momentum, update_of, lr, mu, weight_decay, nesterov):
+    momentum.mul_(mu).add_(gradient)
+    update = update_of(torch.add(gradient, momentum, alpha=mu)) if nesterov else update_of(momentum)
+    weight.mul_(1 - lr * weight_decay).sub_(lr * update)
+    return weight, momentum""",
+        """def muon_step(weight, gradient, momentum, update_of, lr, mu, weight_decay, nesterov):
+    new = gradient.float() + mu * momentum.float()
+    ahead = new
+    if nesterov:
+        ahead = gradient.float() + mu * new
+    return [weight - lr * (update_of(ahead) + weight_decay * weight), new]""",
+        """def muon_step(weight, gradient, momentum, update_of, lr, mu, weight_decay, nesterov):
+    momentum = torch.stack([mu * m + g for m, g in zip(momentum, gradient)])
+    ahead = mu * momentum + gradient if nesterov else momentum.clone()
+    return torch.lerp(weight, torch.zeros_like(weight), lr * weight_decay) - update_of(ahead) * lr, momentum""",
     ],
     "check_clip_heads": [
         """def clip_heads(w_q, w_k, largest, tau):

@@ -112,6 +112,63 @@ def _heads(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(size, generator=generator, dtype=torch.double) for size in sizes]
 
 
+def _muon_step(weight, gradient, momentum, update_of, lr, mu, weight_decay, nesterov):
+    momentum = mu * momentum + gradient
+    ahead = gradient + mu * momentum if nesterov else momentum
+    return (1 - lr * weight_decay) * weight - lr * update_of(ahead), momentum
+
+
+@check(ours=_muon_step)
+def check_muon_step(step) -> str:
+    """M <- mu M + G, then W <- (1 - lr decay) W - lr update_of(M), with Nesterov of G + mu M."""
+    old, g, m = _heads((3, 5), (3, 5), (3, 5))
+    lr, mu, decay = 0.1, 0.9, 0.5
+
+    def update_of(matrix: torch.Tensor) -> torch.Tensor:
+        u, _, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+        return 0.2 * math.sqrt(5) * u @ vt
+
+    new_m = mu * m + g
+    for nesterov, ahead in ((False, new_m), (True, g + mu * new_m)):
+        new = step(old.clone(), g.clone(), m.clone(), update_of, lr, mu, decay, nesterov)
+        expect(isinstance(new, tuple | list) and len(new) == 2, "return two matrices: the new weight, the new momentum")
+        weight, momentum = (expect_tensor(part, (3, 5)).double() for part in new)
+        expect(
+            not close(momentum, mu * m + (1 - mu) * g, 1e-4),
+            "that is an average: M <- mu M + G is a sum, G counts whole",
+        )
+        expect(
+            not close(momentum, update_of(g) + mu * m, 1e-4), "orthogonalise last: the momentum is a sum of gradients"
+        )
+        expect(
+            not close(momentum, new_m + decay * old, 1e-4),
+            "the decay is in the gradient: orthogonalised, it loses its size",
+        )
+        expect(close(momentum, new_m, 1e-4), "the new momentum must be mu M + G")
+        shrunk = (1 - lr * decay) * old
+        size = 0.2 * math.sqrt(5)
+        for wrong, mistake in (
+            (old - lr * update_of(ahead), "the weight decay is missing"),
+            (shrunk + lr * update_of(ahead), "a step goes against the gradient: minus, not plus"),
+            (shrunk - update_of(ahead), "the update must be multiplied by the learning rate"),
+            (shrunk - lr * ahead, "the momentum is not orthogonalised: call update_of"),
+            (shrunk - lr * update_of(m), "the update is made of the old momentum: G comes in first"),
+            (shrunk - lr * update_of(g), "the update is made of the gradient alone, without momentum"),
+            ((1 - decay) * old - lr * update_of(ahead), "the decay must be multiplied by the learning rate"),
+            ((1 - lr * decay * size) * old - lr * update_of(ahead), "the decay takes the raw rate, whatever the shape"),
+        ):
+            expect(not close(weight, wrong, 1e-4), mistake)
+        other, mistake = (
+            (new_m, "with nesterov, update_of gets G + mu M, with the M of this step")
+            if nesterov
+            else (g + mu * new_m, "without nesterov, update_of gets M")
+        )
+        expect(not close(weight, shrunk - lr * update_of(other), 1e-4), mistake)
+        close_enough = close(weight, shrunk - lr * update_of(ahead), 1e-4)
+        expect(close_enough, "the weight is off: it must be (1 - lr decay) W - lr update_of(...)")
+    return "momentum, update, decay: that is all of Muon"
+
+
 def _by_head(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """(H,) what the numbers of each head were multiplied by; nan where they were not all multiplied alike."""
     ratio = (new / old).flatten(1)  # (H, ...)
@@ -122,11 +179,11 @@ def _by_head(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 def _expect_gamma(by: torch.Tensor) -> None:
     """The mistakes that any clip can make; `by` (H,) is what the logits of the heads were multiplied by."""
     expect(not by[1] > 1.001, "head 1 is below tau and yet it grew:\ngamma is min(1, tau / S), never above 1")
-    expect(
-        by[0].isnan() or not by[3].isnan(),
-        "head 3 has a largest logit of -5, and became nan: tau / S is negative there, and has\n"
-        "no root. Every head at or below tau must stay as it is",
+    negative = (
+        "head 3 has a largest logit of -5, so tau / S is negative there: {}.\nEvery head at or below tau stays as it is"
     )
+    expect(by[0].isnan() or not by[3].isnan(), negative.format("its root is nan"))
+    expect(not close(by[3], 0.0), negative.format("a clamp at 0 wipes it out"))
     expect(
         not close(by[:3], (TAU / LARGEST[2]).expand(3)),
         "all heads shrink alike: gamma has one value for each head,\nhealthy heads keep 1",

@@ -35,10 +35,10 @@ def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.6), **setting
 @styled
 def draw_valley(paths: dict[str, torch.Tensor], steepness: float) -> plt.Figure:
     """Paths (steps + 1, 2) down the valley (x^2 + steepness y^2) / 2, a panel for each."""
-    figure, panels = new_figure(len(paths), (8, 2.7), sharey=True)
+    figure, panels = new_figure(len(paths), (8.6, 2.6), sharey=True)
     x, y = torch.meshgrid(torch.linspace(-4.6, 1.6, 121), torch.linspace(-1.4, 1.4, 81), indexing="xy")
     height = 0.5 * (x**2 + steepness * y**2)
-    for axes, (name, path), colour in zip(panels, paths.items(), (GREY, ORANGE, BLUE), strict=False):
+    for axes, (name, path), colour in zip(panels, paths.items(), (GREY, ORANGE, SKY, BLUE), strict=False):
         axes.contour(x, y, height, levels=[0.1, 1, 3, 6, 10, 16], colors=GREY, linewidths=0.5)
         axes.plot(*path.T, "o-", ms=3, lw=1.2, color=colour)
         axes.plot(*path[0], "s", ms=7, color=colour)
@@ -98,7 +98,7 @@ def draw_race(
 ) -> plt.Figure:  # fmt: skip
     """Left: validation loss (rates, seeds) against the rate. Middle, right: training loss (seeds, steps) of the best
     rate against steps and against seconds; thin lines are seeds."""
-    figure, (sweep, by_step, by_clock) = new_figure(3, (8.6, 3.2), sharey=True)
+    figure, (sweep, by_step, by_clock) = new_figure(3, (8.8, 3.2))
     for name, colour in zip(rates, (BLUE, VERMILION), strict=False):
         means = ends[name].mean(1)
         spread = [means - ends[name].min(1).values, ends[name].max(1).values - means]
@@ -110,15 +110,14 @@ def draw_race(
             axes.plot(places, curves[name].mean(0), color=colour, lw=2, label=name)
     for axes in (sweep, by_step, by_clock):
         axes.axhline(bigram, color=GREY, ls=":", lw=1.3)
-    by_step.annotate("bigram", (1, bigram), xycoords=("axes fraction", "data"), color=GREY, ha="right", va="bottom")
-    sweep.set(
-        xscale="log", xlabel="peak learning rate", ylabel="loss, nats per word", title="validation", ylim=(1.6, 4)
-    )
+    by_step.annotate("bigram", (0.02, bigram), xycoords=("axes fraction", "data"), color=GREY, va="bottom")
+    sweep.set(xscale="log", xlabel="peak learning rate", ylabel="loss, nats per word", title="validation")
     sweep.set_xticks([0.01, 0.03, 0.1])
     sweep.get_xaxis().set_major_formatter("{x:g}")
     sweep.minorticks_off()
-    by_step.set(xlabel="step", title="training, by steps")
-    by_clock.set(xlabel="seconds", title="training, by the clock")
+    by_step.set(xlabel="step", title="training, by steps", ylim=(1.6, 4))
+    by_clock.set(xlabel="seconds", title="training, by the clock", ylim=(1.6, 4))
+    by_clock.tick_params(labelleft=False)
     by_step.legend()
     return figure
 
@@ -166,13 +165,14 @@ def draw_damage(ratios: dict[str, torch.Tensor], hot: torch.Tensor) -> plt.Figur
 
 
 @styled
-def draw_heads(largest: torch.Tensor, limit: float = 100.0) -> plt.Figure:
-    """The largest logit of each head, (steps, L, H), on a log axis; a colour for each layer."""
+def draw_heads(largest: torch.Tensor, of_adamw: torch.Tensor, limit: float = 100.0) -> plt.Figure:
+    """The largest logit of each head, (steps, L, H), on a log axis, a colour for each layer; grey AdamW's, (steps,)."""
     figure, axes = new_figure()
     for layer, colour in zip(range(largest.shape[1]), (SKY, VERMILION), strict=False):
         for head in range(largest.shape[2]):
-            label = f"layer {layer + 1}" if head == 0 else None
+            label = f"Muon, layer {layer + 1}" if head == 0 else None
             axes.semilogy(largest[:, layer, head], color=colour, lw=1.1, label=label)
+    axes.semilogy(of_adamw, color=GREY, lw=2, label="AdamW, both layers")
     axes.axhline(limit, color="black", ls="--", lw=1)
     axes.set(xlabel="step", ylabel="largest logit of a head")
     axes.legend(loc="upper left")
