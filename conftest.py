@@ -1,9 +1,12 @@
 """How the whole suite runs: side by side, long things first, and with nbval comparing numbers as `outputs` says."""
 
 import os
+import re
 import tempfile
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.notebooks import merge_streams
 from tests.outputs import same, tolerance
@@ -21,30 +24,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 RUNS = tempfile.TemporaryDirectory(prefix="kimi-runs-")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list) -> None:
-    """Keep a notebook's or module's tests in one process; notebooks, the longest, begin."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: not _is_notebook(_group(item)))  # stable: else as collected
+    """What takes longest, the notebooks, begins."""
+    items.sort(key=lambda item: not _part(item.nodeid)[0].isdigit())  # stable: else as collected
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return InParts(config, log)
+
+
+class InParts(LoadScopeScheduling):
+    """The tests of a notebook, or of a module, stay in one process and in order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _part(nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     """A notebook's runs are its own here, never the reader's: nbval finds what was trained on Colab's versions."""
-    os.environ[RUNS_VARIABLE] = os.path.join(RUNS.name, _group(item))
+    os.environ[RUNS_VARIABLE] = os.path.join(RUNS.name, _part(item.nodeid))
 
 
-def _is_notebook(group: str) -> bool:
-    return group[:2].isdigit()
-
-
-def _group(item) -> str:
-    """The notebook that a test runs (06 finds with nbval what it trained on Colab's versions), else the module."""
-    if item.path.suffix == ".ipynb":
-        return item.path.stem
-    lesson = getattr(item, "callspec", None) and item.callspec.params.get("lesson")
-    return lesson.name if lesson and item.path.stem == "test_colab" else item.path.stem
+def _part(nodeid: str) -> str:
+    """The notebook that a test runs, such as 02_attention, else the module that it stands in."""
+    notebook = re.match(r"notebooks/(\w+)\.ipynb|tests/test_colab\.py::test_it_runs_alone\w*\[(\w+)\]", nodeid)
+    return notebook[1] or notebook[2] if notebook else Path(nodeid.partition("::")[0]).stem
 
 
 def compare_outputs(cell, test: list, ref: list, skip_compare=None) -> bool:
