@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,24 @@ def optimizer_flops(model: Kimi) -> float:
         small, large = sorted(p.shape[-2:])
         flops += p.shape[:-2].numel() * NEWTON_SCHULZ_STEPS * (4 * small * small * large + 2 * small**3)
     return flops
+
+
+def n_looks(config: TrainConfig) -> int:
+    """How often a run is validated: before its first step, every `eval_interval` steps, and after its last one."""
+    return 1 + math.ceil(config.steps / config.eval_interval)
+
+
+def flops_by_part(model: Kimi, config: TrainConfig) -> dict[str, float]:
+    """The FLOPs of a whole run, by what they are for: forward and backward passes, Newton-Schulz, validations."""
+    windows = config.batch_size * config.block_size  # tokens of a forward pass
+    forward = forward_flops(model, pairs=(model.config.block_size + 1) / 2) * windows
+    steps = config.steps * config.accumulation
+    return {
+        "forward": steps * forward,
+        "backward": 2 * steps * forward,
+        "Newton-Schulz": config.steps * optimizer_flops(model) if config.optimizer == "muonclip" else 0.0,
+        "validation": n_looks(config) * config.eval_batches * forward,
+    }
 
 
 def weight_bytes(model: Kimi) -> int:
