@@ -86,7 +86,7 @@ def run_folder(name: str, on_drive: bool = False) -> Path:
 
 
 def drive_folder(name: str) -> Path | None:
-    """Where `run_folder` keeps a run on Google Drive. None outside Colab, and where Drive cannot be had, with a line."""
+    """Where `run_folder` keeps a run on Google Drive. None outside Colab, and, with a line, where Drive refuses."""
     if "google.colab" not in sys.modules:
         return None
     try:
