@@ -95,7 +95,7 @@ WRONG = {
         (_seconds("steps * step + steps // every * look"), "before the first step is missing"),
         (_seconds("steps * step + (2 + math.ceil(steps / every)) * look"), "not twice"),
         (_seconds("steps * (step + look)"), "after every step"),
-        (_seconds("steps * step + (1 + steps // every) * look"), "no multiple of 100"),
+        (_seconds("steps * step + (1 + steps // every) * look"), "is no multiple of 100"),
         (_seconds("steps * step + (1 + steps / every) * look"), "no half a look"),
     ],
     "check_snapshot": [

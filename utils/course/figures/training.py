@@ -220,7 +220,7 @@ def draw_both(curves: dict[str, tuple[torch.Tensor, float, float]], top: float) 
 
 @styled
 def draw_published(runs: dict[str, list[dict]], epoch: float, yours: dict[str, list[dict]]) -> plt.Figure:
-    """Validation loss of the published runs, that of training paler; dotted, each pass over their text; `yours` dashed."""
+    """Validation loss of the published runs, training paler; dotted, each pass over their text; `yours` dashed."""
     figure, axes = new_figure(size=(8, 3.8))
     last = 0.0
     for rows_of, line, note in ((runs, "o-", ""), (yours, "s--", ", yours")):
