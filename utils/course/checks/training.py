@@ -135,7 +135,8 @@ def check_run_seconds(run_seconds) -> str:
     got = float(run_seconds(1250, 100, step, look))
     expect(
         not close(got, 625 + 13 * look),
-        "1000 steps are right, 1250 are not: after the last step there is a look\nas well, though it is no multiple of 100",
+        "1000 steps are right, 1250 are not: after the last step there is a look\n"
+        "as well, though it is no multiple of 100",
     )
     expect(not close(got, 625 + 13.5 * look), "there is no half a look: with 1250 steps there are 14")
     for steps, every in ((1250, 100), (7, 3), (1, 10), (10, 10), (99, 100), (101, 100)):
