@@ -87,7 +87,8 @@ def cache_bytes(config: KimiConfig, bytes_each: int = 2) -> int:
 def activation_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str = "fp32") -> int:
     """Bytes that a forward pass of (batch_size, block_size) tokens keeps for its backward pass.
 
-    Measured on one window and on two: some of it is there whatever the batch, such as weights in two bytes.
+    Measured on one window and on two: some of it is there whatever the batch, such as weights in
+    two bytes.
     """
     one, two = (kept_bytes(model, n, block_size, number_format) for n in (1, 2))
     return one + (batch_size - 1) * (two - one)
@@ -103,7 +104,8 @@ def kept_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str
         return tensor
 
     x = torch.zeros(batch_size, block_size, dtype=torch.long, device=model.device)  # (B, T)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model.device, number_format):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with hooks, autocast(model.device, number_format):
         held = model.loss(x, x)  # until we have counted, nothing may be freed
     for weight in model.parameters():
         kept.pop(weight.untyped_storage().data_ptr(), None)
