@@ -199,3 +199,4 @@ def test_a_look_counts_each_kind_of_complaint_once_in_a_story(model, monkeypatch
     found = look(model, n_stories=2)["complaints"]
     assert set(found) == set(COMPLAINTS) and found["a sentence that is none"] == 0.5 and found["no ending"] == 0.5
     assert found["the hero changes"] == 0
+    assert look(model, n_stories=2)["often"]["the story stops before its ending"] == 0.5

@@ -46,11 +46,18 @@ def pronouns(model: Kimi) -> dict:
 
 
 def look(model: Kimi, n_stories: int = 50) -> dict:
-    """What the course watches while a model is trained: one story, the share of coherent ones, the judge's complaints,
-    her and his.
+    """What the course watches while a model is trained: one story, the share of coherent ones, the judge's complaints
+    by kind and the three that it makes most often, her and his.
 
     For `train(..., watch=look)`; all values are plain. Needs a tokenizer that knows "her" and "his".
     """
     stories = tell_stories(model, n_stories)
-    coherent = sum(not story_faults(story) for story in stories) / n_stories
-    return {"story": stories[0], "coherent": coherent, "complaints": complaints(stories), **pronouns(model)}
+    faults = [story_faults(story) for story in stories]
+    often = Counter(fault for found in faults for fault in found).most_common(3)
+    return {
+        "story": stories[0],
+        "coherent": sum(not found for found in faults) / n_stories,
+        "complaints": complaints(stories),
+        "often": {fault: n / n_stories for fault, n in often},
+        **pronouns(model),
+    }

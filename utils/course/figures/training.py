@@ -156,9 +156,12 @@ def draw_moment(early: dict[str, tuple[list[int], list[float]]], whole: dict[str
 
 
 @styled
-def draw_complaints(steps: list[int], shares: dict[str, list[float]], coherent: list[float]) -> plt.Figure:
-    """The share of the stories that have each kind of fault, and of those that have none, look by look."""
+def draw_complaints(steps: list[int], shares: dict[str, list[float]], coherent: list[float], decay: int) -> plt.Figure:
+    """The share of the stories that have each kind of fault, and of those that have none; `decay`: where it begins."""
     figure, axes = new_figure(size=(8, 3.8))
+    axes.axvline(decay, color=GREY, ls=":", lw=1.3)
+    axes.annotate("the rate begins to fall", (decay, 1.0), color=GREY, ha="left", va="top", fontsize=9,
+                  xytext=(4, 0), textcoords="offset points")  # fmt: skip
     axes.plot(steps, coherent, color="black", lw=2.4, label="coherent")
     for (kind, values), colour in zip(shares.items(), PALETTE, strict=False):
         axes.plot(steps, values, "o-", ms=3, lw=1.5, color=colour, label=kind)
