@@ -76,9 +76,8 @@ def draw_schedules(rates: dict[str, list[float]]) -> plt.Figure:
 def draw_race(steps: Sequence[int], curves: dict[str, torch.Tensor]) -> plt.Figure:
     """Validation loss (seeds, looks) of each schedule; thin lines are seeds. Right, the looks of the second half."""
     figure, (whole, late) = new_figure(2, (8, 3.2))
-    half = len(steps) // 2
     for (name, losses), colour in zip(curves.items(), (GREY, VERMILION, SKY), strict=False):
-        for axes, first in ((whole, 1), (late, half)):
+        for axes, first in ((whole, 1), (late, len(steps) // 2)):
             for curve in losses:
                 axes.plot(steps[first:], curve[first:], color=colour, lw=0.6, alpha=0.6)
             axes.plot(steps[first:], losses.mean(0)[first:], "o-", ms=3, color=colour, lw=1.8, label=name)
@@ -159,9 +158,7 @@ def draw_moment(early: dict[str, tuple[list[int], list[float]]], whole: dict[str
 def draw_complaints(steps: list[int], shares: dict[str, list[float]], coherent: list[float], decay: int) -> plt.Figure:
     """The share of the stories that have each kind of fault, and of those that have none; `decay`: where it begins."""
     figure, axes = new_figure(size=(8, 3.8))
-    axes.axvline(decay, color=GREY, ls=":", lw=1.3)
-    axes.annotate("the rate begins to fall", (decay, 1.0), color=GREY, ha="left", va="top", fontsize=9,
-                  xytext=(4, 0), textcoords="offset points")  # fmt: skip
+    axes.axvline(decay, color=GREY, ls=":", lw=1.3, label="the rate begins to fall")
     axes.plot(steps, coherent, color="black", lw=2.4, label="coherent")
     for (kind, values), colour in zip(shares.items(), PALETTE, strict=False):
         axes.plot(steps, values, "o-", ms=3, lw=1.5, color=colour, label=kind)
