@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 
-from utils.plots import BLUE, COLOUR, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, STYLE, VERMILION, YELLOW, draw_loss
+from utils.plots import BLUE, COLOUR, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, STYLE, VERMILION, draw_loss
 
 
 def styled(draw):
@@ -42,8 +42,8 @@ def draw_parts(counts: dict[str, dict[str, int]], asleep: dict[str, float]) -> p
         experts = parts.index("experts")
         bottom = (count["experts"] - asleep[name]) / 1e3
         axes.bar(experts + shift, asleep[name] / 1e3, 0.38, bottom=bottom, color="white", alpha=0.65)
-    axes.set(xticks=range(len(parts)), ylabel="thousand parameters")
-    axes.set_xticklabels([part.replace(", ", ",\n") for part in parts])
+    axes.set_xticks(range(len(parts)), [part.replace(", ", ",\n") for part in parts])
+    axes.set_ylabel("thousand parameters")
     axes.grid(axis="x", visible=False)
     axes.legend()
     return figure
@@ -55,8 +55,10 @@ def draw_causality(maps: dict[str, torch.Tensor]) -> plt.Figure:
     figure, both = new_figure(len(maps), (6.8, 3.2))
     for axes, (name, moved) in zip(both, maps.items(), strict=True):
         picture = axes.imshow(moved, cmap="viridis", vmin=0)
-        axes.set(title=name, xlabel="place of the logits", ylabel="place of the changed word")
+        places = range(0, len(moved), 2)
+        axes.set(xticks=places, yticks=places, title=name, xlabel="place of the logits")
         axes.grid(visible=False)
+    both[0].set_ylabel("place of the changed word")
     figure.colorbar(picture, ax=both, label="largest change of a logit")
     return figure
 
@@ -73,17 +75,18 @@ def draw_schedules(rates: dict[str, list[float]]) -> plt.Figure:
 
 
 @styled
-def draw_race(steps: Sequence[int], curves: dict[str, torch.Tensor]) -> plt.Figure:
-    """Validation loss (seeds, looks) of each schedule; thin lines are seeds. Right, the looks of the second half."""
+def draw_branches(before: list[float], curves: dict[str, torch.Tensor], every: int) -> plt.Figure:
+    """Validation losses every so many steps: one run, and what becomes of it, (seeds, looks). Right, that enlarged."""
     figure, (whole, late) = new_figure(2, (8, 3.2))
+    whole.plot([every * i for i in range(len(before))], before, color="black", lw=1.8, label="the plateau")
     for (name, losses), colour in zip(curves.items(), (GREY, VERMILION, SKY), strict=False):
-        for axes, first in ((whole, 1), (late, len(steps) // 2)):
-            for curve in losses:
-                axes.plot(steps[first:], curve[first:], color=colour, lw=0.6, alpha=0.6)
-            axes.plot(steps[first:], losses.mean(0)[first:], "o-", ms=3, color=colour, lw=1.8, label=name)
-    whole.set(xlabel="step", ylabel="validation loss (nats per token)", title="all looks")
-    late.set(xlabel="step", title="the second half, enlarged")
-    whole.legend()
+        steps = [every * (len(before) - 1 + i) for i in range(losses.shape[1])]
+        for axes in (whole, late):
+            axes.plot(steps, losses.T, color=colour, lw=0.6, alpha=0.6)
+            axes.plot(steps, losses.mean(0), "o-", ms=3, color=colour, lw=1.8, label=name)
+    whole.set(xlabel="step", ylabel="validation loss (nats per token)", title="the whole run")
+    late.set(xlabel="step", title="its end, enlarged")
+    late.legend()
     return figure
 
 
@@ -132,8 +135,7 @@ def draw_instruments(history, baselines: dict[str, float], rates: list[float], t
     heads.axhline(tau, color=GREY, ls="--")
     experts.plot(steps, load / load.sum(1, keepdim=True), color=VERMILION, lw=0.8)
     experts.axhline(1 / load.shape[1], color=GREY, ls="--")
-    labels = {below: "learning rate", heads: "largest logit of each head", experts: "share of the tokens"}
-    for axes, label in labels.items():
+    for axes, label in ((below, "learning rate"), (heads, "largest logit of each head"), (experts, "share of tokens")):
         axes.set(xlabel="step", ylabel=label, ylim=(0, None))
     return figure
 
@@ -198,9 +200,9 @@ def draw_lookups(words: list[str], guesses: dict[str, torch.Tensor]) -> plt.Figu
     figure, axes = new_figure(size=(8.4, 2.6))
     picture = axes.imshow(torch.stack(list(guesses.values())), cmap="viridis", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(picture, label="weight")
-    axes.set(xlabel="looks at", xticks=range(len(words)))
-    axes.set_xticklabels(words, rotation=60)
+    axes.set_xticks(range(len(words)), words, rotation=60)
     axes.set_yticks(range(len(guesses)), list(guesses))
+    axes.set_xlabel("looks at")
     axes.grid(visible=False)
     return figure
 
@@ -213,38 +215,6 @@ def draw_both(curves: dict[str, tuple[torch.Tensor, float, float]], top: float) 
         for axes, end in ((by_tokens, tokens), (by_clock, seconds)):
             axes.plot(torch.linspace(0, end, len(losses)), losses, color=COLOUR[name], label=name)
     by_tokens.set(xlabel="million tokens", ylabel="training loss (nats per token)", ylim=(0, top))
-    by_clock.set(xlabel="seconds of training")
+    by_clock.set_xlabel("seconds of training")
     by_tokens.legend()
-    return figure
-
-
-@styled
-def draw_published(runs: dict[str, list[dict]], epoch: float, yours: dict[str, list[dict]]) -> plt.Figure:
-    """Validation loss of the published runs, training paler; dotted, each pass over their text; `yours` dashed."""
-    figure, axes = new_figure(size=(8, 3.8))
-    last = 0.0
-    for rows_of, line, note in ((runs, "o-", ""), (yours, "s--", ", yours")):
-        for name, rows in rows_of.items():
-            tokens = [row["tokens"] / 1e6 for row in rows[1:]]
-            axes.plot(tokens, [row["val_loss"] for row in rows[1:]], line, ms=3, color=COLOUR[name], label=name + note)
-            if rows_of is runs:
-                axes.plot(tokens, [row["loss"] for row in rows[1:]], color=COLOUR[name], alpha=0.35)
-                last = max(last, tokens[-1])
-    for n in range(1, 1 + int(1e6 * last / epoch)):
-        axes.axvline(n * epoch / 1e6, color=GREY, ls=":", lw=1)
-        axes.annotate(f"pass {n}", (n * epoch / 1e6, 4.3), color=GREY, ha="right", rotation=90, va="top", fontsize=9)
-    axes.set(xlabel="million tokens", ylabel="loss (nats per token)", ylim=(0.8, 4.4))
-    axes.legend(loc="lower left")
-    return figure
-
-
-@styled
-def draw_by_heart(steps: list[int], curves: dict[str, tuple[list[float], list[float]]]) -> plt.Figure:
-    """By number of stories, (training loss, validation loss) at each look."""
-    figure, axes = new_figure(size=(7, 3.4))
-    for (name, (training, validation)), colour in zip(curves.items(), (ORANGE, GREEN, YELLOW), strict=False):
-        axes.plot(steps[1:], training[1:], color=colour, alpha=0.45, label=f"{name}, training")
-        axes.plot(steps[1:], validation[1:], "o-", ms=3, color=colour, label=f"{name}, validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend()
     return figure
