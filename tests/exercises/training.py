@@ -149,7 +149,7 @@ ALSO_RIGHT = {
     for share, (x, y) in zip(shares.tolist(), parts):
         mean = loss_of(x, y)
         (share * mean).backward()
-        means.append(share * float(mean))
+        means.append(share * float(mean.detach()))
     return sum(means)""",
         """def accumulate(loss_of, parts):
     n = 0
