@@ -29,11 +29,15 @@ SMALLER = {
     "new_recipe(name, preset, source=few.source)":
         "new_recipe(name, preset, source=few.source, steps=12, eval_interval=6, checkpoint_minutes=1e-6)",
     "n_stories=100": "n_stories=4",
+    "model, 6, 128": "model, 6, 64",
+    "measure_pace(model, data, config, look)": "measure_pace(model, data, config)",
+    "watch=look, ": "",
 }  # fmt: skip
 # What such small runs cannot show, and what takes long and is no part of training, saving and going on.
 LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug", "ngram_losses(data",
             "untrained_loss", "early = quiet_train", "def first_step(", "COMPLAINTS", "def counting_bets", "CLASSES",
-            "sources = {", "losses[-1] < 0.1", "story_demo", "new_toy", "newton_schulz", "kept_of_a_run")  # fmt: skip
+            "sources = {", "losses[-1] < 0.1", "story_demo", "story_faults", "new_toy", "newton_schulz",
+            "kept_of_a_run")  # fmt: skip
 
 
 class Disconnected(BaseException):
