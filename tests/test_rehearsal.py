@@ -34,7 +34,7 @@ SMALLER = {
     "watch=look, ": "",
 }  # fmt: skip
 # What such small runs cannot show, and what takes long and is no part of training, saving and going on.
-LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug", "ngram_losses(data",
+LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug",
             "untrained_loss", "early = quiet_train", "def first_step(", "COMPLAINTS", "def counting_bets", "CLASSES",
             "sources = {", "losses[-1] < 0.1", "story_demo", "story_faults", "new_toy", "newton_schulz",
             "kept_of_a_run")  # fmt: skip
@@ -92,7 +92,6 @@ def test_after_each_disconnect_run_all_goes_on_from_drive(in_colab, monkeypatch,
     while True:
         machines += 1
         names = {"home": colab.HOME, "device": colab.setup(), "math": math, "copy": copy, "__name__": "__main__"}
-        names["baselines"] = {"bigram": 2.0, "six words": 1.0}
         try:
             run_all(names)
             break

@@ -32,7 +32,8 @@ class Pace(NamedTuple):
     def seconds(self, config: TrainConfig) -> float:
         """All of a run but its loading: steps, looks, and a checkpoint every few minutes."""
         busy = config.steps * self.step + n_looks(config) * self.look
-        return busy + (1 + busy / (60 * config.checkpoint_minutes)) * self.save
+        saves = min(config.steps, 1 + busy / (60 * config.checkpoint_minutes))  # after a step, at most
+        return busy + saves * self.save
 
     def fit(self, config: TrainConfig, seconds: float, least: int = 100) -> TrainConfig:
         """The configuration with as many steps as fit into so many seconds: at least `least`, at most its own.
