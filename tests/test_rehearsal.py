@@ -34,10 +34,10 @@ SMALLER = {
     "watch=look, ": "",
 }  # fmt: skip
 # What such small runs cannot show, and what takes long and is no part of training, saving and going on.
-LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug",
-            "untrained_loss", "early = quiet_train", "def first_step(", "COMPLAINTS", "def counting_bets", "CLASSES",
+LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug", "untrained_loss",
+            "in (400, 800", "early = quiet_train", "def first_step(", "COMPLAINTS", "def counting_bets", "CLASSES",
             "sources = {", "losses[-1] < 0.1", "story_demo", "story_faults", "new_toy", "newton_schulz",
-            "kept_of_a_run")  # fmt: skip
+            "kept_of_a_run", "textwrap")  # fmt: skip
 
 
 class Disconnected(BaseException):
