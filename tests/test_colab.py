@@ -146,3 +146,18 @@ def test_runs_on_drive_ask_colab_for_it_and_say_where_there_is_none(monkeypatch)
     monkeypatch.setitem(sys.modules, "google.colab", module)
     folder = colab.run_folder("mine", on_drive=True)
     assert mounted == ["/content/drive"] and folder == Path("/content/drive/MyDrive/kimi-k2-from-scratch/mine")
+
+
+def test_a_drive_that_cannot_be_had_is_told_and_is_no_error(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    assert colab.drive_folder("mine") is None and not capsys.readouterr().out
+
+    def refuse(folder):
+        raise RuntimeError("mount failed")
+
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=refuse)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    assert colab.drive_folder("mine") is None and "mount failed" in capsys.readouterr().out
+    module.drive.mount = lambda folder: None
+    assert colab.drive_folder("mine") == colab.run_folder("mine", on_drive=True)

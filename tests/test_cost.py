@@ -1,5 +1,6 @@
 """What a run costs, as counted, is what torch counts while it runs."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,17 +10,20 @@ from utils.config import KimiConfig, TrainConfig
 from utils.cost import (
     activation_bytes,
     cache_bytes,
+    flops_by_part,
     forward_flops,
     kept_bytes,
+    n_looks,
     optimizer_bytes,
     optimizer_flops,
     plan,
     training_flops,
     weight_bytes,
 )
+from utils.data import TokenData
 from utils.model import Kimi, count_parameters
 from utils.muonclip import newton_schulz_each
-from utils.training import make_optimizer
+from utils.training import make_optimizer, train
 
 FULL_SIZE = {
     "nano": lambda: KimiConfig.nano(8000),
@@ -105,3 +109,22 @@ def test_a_plan_counts_steps_and_optimizer():
     without = plan(model, TrainConfig(steps=10, batch_size=6, block_size=16, optimizer="adamw"))
     assert without.flops == pytest.approx(10 * 96 * training_flops(model))
     assert without.bytes == 16 * count_parameters(model).total
+
+
+@every_architecture
+def test_the_parts_of_a_run_are_the_plan_and_its_validations(architecture):
+    model = TINY_MODELS[architecture]()
+    config = TrainConfig(steps=25, eval_interval=10, eval_batches=3, batch_size=2, block_size=16, accumulation=2)
+    parts = flops_by_part(model, config)
+    validation = parts.pop("validation")
+    assert sum(parts.values()) == pytest.approx(plan(model, config).flops)
+    assert parts["backward"] == 2 * parts["forward"] and parts["Newton-Schulz"] == 25 * optimizer_flops(model)
+    assert n_looks(config) == 4  # at steps 0, 10, 20 and 25
+    assert validation == pytest.approx(4 * 3 * 32 * training_flops(model) / 3)
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 20])
+def test_looks_are_counted_as_a_run_has_them(steps):
+    model, config = TINY_MODELS["k2"](), TrainConfig(steps=steps, eval_interval=10, batch_size=1, block_size=8)
+    data = TokenData(np.arange(60, dtype=np.uint16) % 10, 40, {"train": 40, "val": 20})
+    assert len(train(model, data, config).rows) == n_looks(config)

@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import tiny_k2_model, tiny_model
 from utils.bpe import BPETokenizer
-from utils.course.watch import look
+from utils.course.watch import COMPLAINTS, complaint_of, look
 from utils.data import TokenData, split_stories
 from utils.dropped import Dropped
 from utils.evaluate import distinct, evaluate, read_validation, repetition, validation_loss
@@ -171,3 +171,32 @@ def test_a_look_counts_coherent_stories(model, monkeypatch):
     told = [STORIES[0].lower(), "Once upon a time, no."]
     monkeypatch.setattr("utils.course.watch.tell_stories", lambda *a, **k: told)
     assert look(model, n_stories=2)["coherent"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "fault, kind",
+    [
+        ('no sentence of the grammar begins "one beautiful ."', "a sentence that is none"),
+        ("the hero is molly, later eva", "the hero changes"),
+        ("the thing is a red ball, later blue ball", "the thing changes"),
+        ("a red ball was lost, but a blue ball was found", "another thing is found"),
+        ("the helper is an old owl, later the black cat", "the helper changes"),
+        ("the place is the park, later the zoo", "the place changes"),
+        ("the solution comes twice", "stages out of order"),
+        ("the outing comes after the problem", "stages out of order"),
+        ("the search is missing before the solution", "stages out of order"),
+        ("the story stops before its ending", "no ending"),
+        ("something new", "other"),
+    ],
+)
+def test_complaints_have_kinds(fault, kind):
+    assert complaint_of(fault) == kind
+
+
+def test_a_look_counts_each_kind_of_complaint_once_in_a_story(model, monkeypatch):
+    told = [STORIES[0].lower(), "Once upon a time, no. No. And no."]
+    monkeypatch.setattr("utils.course.watch.tell_stories", lambda *a, **k: told)
+    found = look(model, n_stories=2)["complaints"]
+    assert set(found) == set(COMPLAINTS) and found["a sentence that is none"] == 0.5 and found["no ending"] == 0.5
+    assert found["the hero changes"] == 0
+    assert look(model, n_stories=2)["often"]["the story stops before its ending"] == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,24 @@ def optimizer_flops(model: Kimi) -> float:
     return flops
 
 
+def n_looks(config: TrainConfig) -> int:
+    """How often a run is validated: before its first step, every `eval_interval` steps, and after its last one."""
+    return 1 + math.ceil(config.steps / config.eval_interval)
+
+
+def flops_by_part(model: Kimi, config: TrainConfig) -> dict[str, float]:
+    """The FLOPs of a whole run, by what they are for: forward and backward passes, Newton-Schulz, validations."""
+    windows = config.batch_size * config.block_size  # tokens of a forward pass
+    forward = forward_flops(model, pairs=(model.config.block_size + 1) / 2) * windows
+    steps = config.steps * config.accumulation
+    return {
+        "forward": steps * forward,
+        "backward": 2 * steps * forward,
+        "Newton-Schulz": config.steps * optimizer_flops(model) if config.optimizer == "muonclip" else 0.0,
+        "validation": n_looks(config) * config.eval_batches * forward,
+    }
+
+
 def weight_bytes(model: Kimi) -> int:
     """Bytes of the weights in fp32, as they are trained."""
     return FP32 * count_parameters(model).total
@@ -68,7 +87,8 @@ def cache_bytes(config: KimiConfig, bytes_each: int = 2) -> int:
 def activation_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str = "fp32") -> int:
     """Bytes that a forward pass of (batch_size, block_size) tokens keeps for its backward pass.
 
-    Measured on one window and on two: some of it is there whatever the batch, such as weights in two bytes.
+    Measured on one window and on two: some of it is there whatever the batch, such as weights in
+    two bytes.
     """
     one, two = (kept_bytes(model, n, block_size, number_format) for n in (1, 2))
     return one + (batch_size - 1) * (two - one)
@@ -84,7 +104,8 @@ def kept_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str
         return tensor
 
     x = torch.zeros(batch_size, block_size, dtype=torch.long, device=model.device)  # (B, T)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(model.device, number_format):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with hooks, autocast(model.device, number_format):
         held = model.loss(x, x)  # until we have counted, nothing may be freed
     for weight in model.parameters():
         kept.pop(weight.untyped_storage().data_ptr(), None)

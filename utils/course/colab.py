@@ -85,6 +85,17 @@ def run_folder(name: str, on_drive: bool = False) -> Path:
     return Path(DRIVE) / "MyDrive" / "kimi-k2-from-scratch" / name
 
 
+def drive_folder(name: str) -> Path | None:
+    """Where `run_folder` keeps a run on Google Drive. None outside Colab, and, with a line, where Drive refuses."""
+    if "google.colab" not in sys.modules:
+        return None
+    try:
+        return run_folder(name, on_drive=True)
+    except Exception as error:  # nobody has allowed it, or Drive is away: a run can do without
+        print(f"Google Drive cannot be had ({error}): the run stays on this machine, which Colab takes back one day")
+        return None
+
+
 def first_cell(address: str = REPOSITORY) -> str:
     """The first code cell of every notebook."""
     return FIRST_CELL.replace("ADDRESS", address)

@@ -1,43 +1,24 @@
-"""Checks of the exercises of 06_training."""
+"""Checks of the exercises of 06_training; that of the snapshot is in `snapshot`."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from utils.course.checks.verdict import check, close, expect
 
 
-@check
-def check_trapezoid(trapezoid) -> str:
-    """A straight warm-up whose last step has the peak, the peak, a straight decay whose last step has rate 0."""
-    steps, peak, warmup, decay = 20, 0.5, 4, 5
-    rates = [float(trapezoid(step, steps, peak, warmup, decay)) for step in range(steps)]
-    expect(rates[0] > 0, "step 0 has rate 0: it learns nothing; after step s, s + 1 steps are done")
-    expect(max(rates) <= peak + 1e-9, f"the rate reaches {max(rates):g}, above the peak {peak:g}: a ceiling is missing")
-    expect(min(rates) > -1e-9, f"the rate becomes {min(rates):g}: below 0 the optimizer would climb")
-    expect(
-        not close(rates[warmup - 1], peak * warmup / (warmup + 1)),
-        "step warmup - 1 is the last of the warm-up and must have the peak: divide by warmup, not by warmup + 1",
-    )
-    expect(
-        rates[steps - decay - 1] > 0.99 * peak,
-        f"step {steps - decay - 1} is before the decay and has {rates[steps - decay - 1]:.3f}, not the peak: the fall\n"
-        "must take `decay` steps, not begin where the warm-up ends",
-    )
-    expect(
-        rates[-1] < 1e-9,
-        f"the last step, steps - 1, has {rates[-1]:.3f} and must have 0: steps - 1 - step are left after it",
-    )
-    expected = [peak * min(1.0, (step + 1) / warmup, (steps - 1 - step) / decay) for step in range(steps)]
-    for step, (rate, wanted) in enumerate(zip(rates, expected, strict=True)):
-        expect(
-            close(rate, wanted),
-            f"step {step} must have {wanted:.3f}, yours has {rate:.3f}: a straight line moves by equal steps",
-        )
-    return "no step is wasted at rate 0, and the last ones let the noise average out"
+def _accumulate(loss_of, parts):
+    total, n = 0.0, sum(len(x) for x, _ in parts)
+    for x, y in parts:
+        loss = loss_of(x, y) * len(x) / n
+        loss.backward()
+        total += loss.item()
+    return total
 
 
-@check
+@check(ours=_accumulate)
 def check_accumulate(accumulate) -> str:
     """Gradients and mean of the whole batch from pieces of different sizes, and one `backward` for each piece."""
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +67,7 @@ def check_accumulate(accumulate) -> str:
     )
     expect(returned is not None, "the gradients are right; return the mean as well")
     expect(
-        not isinstance(returned, torch.Tensor),
+        not (isinstance(returned, torch.Tensor) and returned.requires_grad),
         "you return a tensor: whoever keeps it keeps its graph and all activations; `.item()` gives the number",
     )
     expect(not close(returned, sum(means)), "the gradients are right, but you return the sum of the pieces' means")
@@ -94,32 +75,83 @@ def check_accumulate(accumulate) -> str:
         not close(returned, sum(means) / 3),
         "the gradients are right, but you return the mean of means: the loss needs the shares as well",
     )
-    expect(close(returned, loss(x, y)), f"the mean of the whole is {loss(x, y):.4f}, you return {returned:.4f}")
+    expect(close(returned, loss(x, y)), f"the mean of the whole is {loss(x, y):.4f}, you return {float(returned):.4f}")
     expect(len(graphs) == 3, f"loss_of was called {len(graphs)} times for 3 pieces: each forward pass costs")
     return "memory for one piece, and the step of the whole batch"
 
 
-@check
-def check_plan_minutes(plan_minutes) -> str:
-    """6 (active - looked up) tokens / (peak share), in minutes, for two sizes."""
-    for case in ((1_217_792, 106_624, 2_560_000, 1e12, 0.2), (32_861_477_888, 1_174_405_120, 15.5e12, 1e18, 0.4)):
-        active, looked_up, tokens, peak, share = case
-        expected = 6 * (active - looked_up) * tokens / (peak * share) / 60
-        answer = float(plan_minutes(*case))
-        for factor, mistake in (
-            (60, "those are seconds: a minute has 60 of them"),
-            (1 / 60, "those are hours: divide by 60 only once"),
-            (1 / 3, "2 operations are the forward pass alone: with the backward pass it is 6"),
-            (active / (active - looked_up), "the embedding is looked up, not multiplied: take it off first"),
-            (share, "peak alone is the data sheet: divide by what is really done, peak * share"),
-            (share**2, "half a machine takes twice the time: the share multiplies the peak, not the minutes"),
-        ):
-            expect(not close(answer / expected, factor), mistake)
-        expect(close(answer / expected, 1.0), f"{case} must give {expected:.4g} minutes, you get {answer:.4g}")
-    return "you know what a run costs before it begins, and which of the numbers is a guess"
+def _trapezoid(step, steps, peak, warmup, decay):
+    return peak * min(1.0, (step + 1) / warmup, (steps - 1 - step) / decay)
 
 
-@check
+@check(ours=_trapezoid)
+def check_trapezoid(trapezoid) -> str:
+    """A straight warm-up whose last step has the peak, the peak, a straight decay whose last step has rate 0."""
+    steps, peak, warmup, decay = 20, 0.5, 4, 5
+    rates = [float(trapezoid(step, steps, peak, warmup, decay)) for step in range(steps)]
+    expect(rates[0] > 0, "step 0 has rate 0: it learns nothing; after step s, s + 1 steps are done")
+    expect(max(rates) <= peak + 1e-9, f"the rate reaches {max(rates):g}, above the peak {peak:g}: a ceiling is missing")
+    expect(min(rates) > -1e-9, f"the rate becomes {min(rates):g}: below 0 the optimizer would climb")
+    expect(
+        not close(rates[warmup - 1], peak * warmup / (warmup + 1)),
+        "step warmup - 1 is the last of the warm-up and must have the peak: divide by warmup, not by warmup + 1",
+    )
+    expect(
+        rates[steps - decay - 1] > 0.99 * peak,
+        f"step {steps - decay - 1} is before the decay and has {rates[steps - decay - 1]:.3f}, not the peak: the fall\n"
+        "must take `decay` steps, not begin where the warm-up ends",
+    )
+    expect(
+        rates[-1] < 1e-9,
+        f"the last step, steps - 1, has {rates[-1]:.3f} and must have 0: steps - 1 - step are left after it",
+    )
+    for step, rate in enumerate(rates):
+        wanted = _trapezoid(step, steps, peak, warmup, decay)
+        expect(
+            close(rate, wanted),
+            f"step {step} must have {wanted:.3f}, yours has {rate:.3f}: a straight line moves by equal steps",
+        )
+    return "no step is wasted at rate 0, and the last ones let the noise average out"
+
+
+def _run_seconds(steps, every, step, look):
+    return steps * step + (1 + math.ceil(steps / every)) * look
+
+
+@check(ours=_run_seconds)
+def check_run_seconds(run_seconds) -> str:
+    """steps * step, and a look before the first step, every so many steps, and after the last one, once."""
+    step, look = 0.5, 8.0
+    got = float(run_seconds(1000, 100, step, look))
+    expect(not close(got, 500), "the looks are missing: each takes `look` seconds")
+    expect(not close(got, 88), "the steps are missing: each takes `step` seconds")
+    expect(not close(got, 500 + 80), "the look before the first step is missing: it shows where the run begins")
+    expect(
+        not close(got, 500 + 96),
+        "step 1000 is looked at once, not twice: it is the last one and a tenth hundred as well",
+    )
+    expect(not close(got, 1000 * (step + look)), "you look after every step: it is every `every` steps")
+    expect(close(got, 588), f"1000 steps of 0.5 s, a look of 8 s every 100, must give 588 s, yours gives {got:g}")
+    got = float(run_seconds(1250, 100, step, look))
+    expect(
+        not close(got, 625 + 13 * look),
+        "1000 steps are right, 1250 are not: after the last step there is a look\n"
+        "as well, though it is no multiple of 100",
+    )
+    expect(not close(got, 625 + 13.5 * look), "there is no half a look: with 1250 steps there are 14")
+    for steps, every in ((1250, 100), (7, 3), (1, 10), (10, 10), (99, 100), (101, 100)):
+        wanted, got = _run_seconds(steps, every, step, look), float(run_seconds(steps, every, step, look))
+        looks = 1 + math.ceil(steps / every)
+        expect(close(got, wanted), f"{steps} steps, every {every}: {looks} looks, {wanted:g} s; yours gives {got:g}")
+    return "you know what a run costs before it begins, looks included"
+
+
+def _right_share(her, his):
+    right = {"Lily": her["Lily"], "Tom": his["Tom"]}
+    return sum(right[name] / (her[name] + his[name]) for name in right) / 2
+
+
+@check(ours=_right_share)
 def check_right_share(right_share) -> str:
     """The mean of p(right) / (p(her) + p(his)) over Lily and Tom: 0.5 for a coin, 1 for a model that knows."""
 
