@@ -1,5 +1,9 @@
 """How nbval compares what a notebook prints with what is stored."""
 
+import tempfile
+
+import pytest
+
 from tests.notebooks import merge_streams
 from tests.outputs import same, tolerance
 
@@ -7,6 +11,8 @@ try:
     from nbval.plugin import IPyNbCell
 except ImportError:  # no notebook is run then
     IPyNbCell = None
+
+WITHOUT_RUNS = "07_generation.ipynb"  # takes the reader's run of 06 where there is one; what is stored is without
 
 
 def compare_outputs(cell, test: list, ref: list, skip_compare=None) -> bool:
@@ -23,3 +29,13 @@ def compare_outputs(cell, test: list, ref: list, skip_compare=None) -> bool:
 
 if IPyNbCell:
     compare_exactly, IPyNbCell.compare_outputs = IPyNbCell.compare_outputs, compare_outputs
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """The kernel of a notebook starts with its first cell, and the folder of runs is that of its environment."""
+    if not (IPyNbCell and isinstance(item, IPyNbCell) and item.path.name == WITHOUT_RUNS):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as empty:
+        patch.setenv("KIMI_RUNS", empty)
+        return (yield)

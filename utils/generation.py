@@ -58,7 +58,7 @@ class Sampling:
 
 
 def word_probabilities(logits: torch.Tensor, seen: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """logits (B, V), seen (B, V) bool -> probabilities (B, V) in fp32; ruled-out words have exactly 0."""
+    """logits (B, V), seen (B, V) bool -> probabilities (B, V) in fp32; cut words have exactly 0."""
     logits = logits.float()
     # a difference of logits is a ratio of odds: this lowers a chance whatever the sign of the logit
     logits = logits - math.log(sampling.repetition_penalty) * seen  # (B, V)

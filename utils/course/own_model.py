@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from utils.checkpoint import holds_run, load_model
 from utils.course.colab import run_folder
 from utils.model import Kimi
+from utils.recipe import read_recipe
 
 
-def own_model(run: str, device: str | torch.device = "cpu", on_drive: bool = True) -> tuple[Kimi | None, str]:
-    """(model ready to generate, where it comes from) of the run named `run`; (None, why not) where there is none.
+class Own(NamedTuple):
+    """A reader's model, or why there is none."""
+
+    model: Kimi | None  # ready to generate
+    whose: str  # in words
+    source: str | list[str] | None  # of the stories that it was trained on, as `load_stories` takes it
+
+
+def own_model(runs: Sequence[str], device: str | torch.device = "cpu", on_drive: bool = True) -> Own:
+    """The model of the first of these runs that is there and can be read.
 
     on_drive: in Colab, look into Google Drive first, which asks for permission; elsewhere it changes nothing.
     """
     places = []
     if on_drive and "google.colab" in sys.modules:
         try:
-            places.append(run_folder(run, on_drive=True))
+            places += [run_folder(run, on_drive=True) for run in runs]
         except Exception as error:  # permission refused, no Drive, or whatever else Colab raises
             print(f"Google Drive cannot be read ({error}), so only this machine is searched")
-    places.append(run_folder(run))
-    return first_model(places, device)
+    return first_model([*places, *map(run_folder, runs)], device)
 
 
-def first_model(places: list[Path], device: str | torch.device = "cpu") -> tuple[Kimi | None, str]:
+def first_model(places: Sequence[Path], device: str | torch.device = "cpu") -> Own:
     """`own_model` of these run folders: the first whose checkpoint can be read and has a tokenizer."""
     for place in filter(holds_run, places):
         try:
@@ -35,7 +45,12 @@ def first_model(places: list[Path], device: str | torch.device = "cpu") -> tuple
         except (OSError, ValueError) as error:  # damaged, or of an older form: the message says what to do
             print(f"the run in {place} cannot be loaded: {error}")
             continue
-        if model.tokenizer is not None:
-            return model, f"your model of chapter 6 ({model.config.architecture}, step {step:,}, from {place})"
-        print(f"the model in {place} has no tokenizer, so it cannot tell anything")
-    return None, "there is no run of chapter 6 yet"
+        if model.tokenizer is None:
+            print(f"the model in {place} has no tokenizer, so it cannot tell anything")
+            continue
+        try:
+            source = read_recipe(place)["source"]
+        except ValueError:  # trained without a recipe
+            source = None
+        return Own(model, f"your model of chapter 6 ({model.config.architecture}, step {step:,}, {place})", source)
+    return Own(None, "there is no run of chapter 6 here", None)
