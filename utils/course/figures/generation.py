@@ -43,12 +43,11 @@ def draw_next_word(shown: Sequence[Bars], words: Sequence[str]) -> plt.Figure:
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     with plt.rc_context(STYLE):
-        same = all(own is shown[0][1] for _, own, _ in shown)
-        figure, axes = panels(rows, columns, 4.1 * columns if columns > 1 else 6, 2.9 * rows, sharey=same)
+        figure, axes = panels(rows, columns, 4.1 * columns if columns > 1 else 6, 2.9 * rows, sharey=True)
         for panel, (title, own, new) in zip(axes.flat, shown, strict=True):
             _bars(panel, title, own, new, words)
         if any(new is not None for _, _, new in shown):
-            axes[0, -1].legend(loc="upper right")
+            axes[0, 0].legend(loc="upper right")
     return figure
 
 
@@ -91,12 +90,12 @@ def draw_kept(words: Sequence[str], counts: dict[str, Sequence[int]]) -> plt.Fig
 
 
 def draw_clock(seconds: dict[str, Sequence[float]]) -> plt.Figure:
-    """Seconds so far against words told, a line for each way of telling."""
+    """Milliseconds for each word of a story, a line for each way of telling."""
     with plt.rc_context(STYLE):
         figure, ((axes,),) = panels(1, 1, 7, 3.2)
-        for (name, so_far), colour in zip(seconds.items(), (GREY, VERMILION), strict=True):
-            axes.plot(range(1, len(so_far) + 1), so_far, color=colour, label=name)
-        axes.set(xlabel="words told", ylabel="seconds so far", ylim=(0, None))
+        for (name, each), colour in zip(seconds.items(), (GREY, VERMILION), strict=True):
+            axes.plot(range(1, len(each) + 1), [1e3 * second for second in each], color=colour, label=name)
+        axes.set(xlabel="word of the story", ylabel="milliseconds for this word", ylim=(0, None))
         axes.legend()
     return figure
 
@@ -113,6 +112,7 @@ def draw_batches(sizes: Sequence[int], seconds: Sequence[float]) -> plt.Figure:
             axes.annotate(f"{value:.3g}", (size, value), (0, 8), textcoords="offset points", ha="center")
         axes.set(xlabel="stories told side by side", ylabel="milliseconds a story")
         axes.set_xticks(sizes, sizes)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_ylim(0.6 * min(free), 2 * max(per_story))
         axes.legend(loc="lower left")
@@ -133,7 +133,7 @@ def draw_tradeoff(results: dict[str, list[tuple[str, float, float]]], goal: tupl
             coherent, diverse = zip(*(run[1:] for run in runs), strict=True)
             axes.plot(diverse, coherent, f"{mark}-", ms=5, color=colour, label=name)
             points += zip(diverse, coherent, strict=True)
-        axes.plot(goal[1], goal[0], "*", ms=14, color="black", label="the training stories themselves")
+        axes.plot(goal[1], goal[0], "*", ms=14, color="black", label="stories of the data itself")
         axes.set(xlabel="diversity: share of different three-word sequences", ylabel="share of coherent stories")
         axes.set_ylim(-0.05, 1.15)
         axes.margins(x=0.08)
@@ -149,6 +149,7 @@ def draw_tradeoff(results: dict[str, list[tuple[str, float, float]]], goal: tupl
                 axes.annotate(
                     label, (diversity, coherence), np.array(spot) * 72 / figure.dpi, textcoords="offset points",
                     color=colour, ha="center", va="center", fontsize=9,
+                    bbox=dict(boxstyle="square,pad=0.05", fc="white", ec="none", alpha=0.8),
                     arrowprops=dict(arrowstyle="-", color=colour, lw=0.6, shrinkB=3) if far else None,
                 )  # fmt: skip
     return figure
