@@ -54,13 +54,19 @@ def test_one_that_cannot_be_used_is_named_and_passed_over(runs, capsys):
     assert first_model([runs / "mute"]).model is None
 
 
-def test_in_colab_drive_is_looked_through_first(runs, tmp_path, monkeypatch, capsys):
+def test_in_colab_what_this_machine_does_not_have_is_looked_for_in_drive(runs, tmp_path, monkeypatch, capsys):
     save(runs / "06_training")
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))  # one without a Drive
-    assert str(runs / "06_training") in own_model(["06_training"]).whose
-    assert "so only this machine is searched" in capsys.readouterr().out
-    drive = tmp_path / "drive"
-    save(drive / "06_training")
-    monkeypatch.setattr(module, "run_folder", lambda name, on_drive=False: (drive if on_drive else runs) / name)
-    assert str(drive) in own_model(["06_training"]).whose
-    assert str(drive) not in own_model(["06_training"], on_drive=False).whose
+    assert str(runs / "06_training") in own_model(["06_training-other", "another", "06_training"]).whose
+    assert capsys.readouterr().out.count("so only this machine is searched") == 1
+    drive, asked = tmp_path / "drive", []
+
+    def run_folder(name, on_drive=False):
+        asked.append((name, on_drive))
+        return (drive if on_drive else runs) / name
+
+    monkeypatch.setattr(module, "run_folder", run_folder)
+    assert str(runs) in own_model(["06_training"]).whose and ("06_training", True) not in asked
+    save(drive / "06_training-other")
+    assert str(drive) in own_model(["06_training-other", "06_training"]).whose
+    assert str(drive) not in own_model(["06_training-other", "06_training"], on_drive=False).whose

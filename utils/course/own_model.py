@@ -26,15 +26,20 @@ class Own(NamedTuple):
 def own_model(runs: Sequence[str], device: str | torch.device = "cpu", on_drive: bool = True) -> Own:
     """The model of the first of these runs that is there and can be read.
 
-    on_drive: in Colab, look into Google Drive first, which asks for permission; elsewhere it changes nothing.
+    on_drive: in Colab, where this machine does not have a run, look for it in Google Drive, which asks for permission;
+    elsewhere it changes nothing.
     """
+    on_drive = on_drive and "google.colab" in sys.modules
     places = []
-    if on_drive and "google.colab" in sys.modules:
-        try:
-            places += [run_folder(run, on_drive=True) for run in runs]
-        except Exception as error:  # permission refused, no Drive, or whatever else Colab raises
-            print(f"Google Drive cannot be read ({error}), so only this machine is searched")
-    return first_model([*places, *map(run_folder, runs)], device)
+    for run in runs:
+        places.append(run_folder(run))
+        if on_drive and not holds_run(places[-1]):
+            try:
+                places.append(run_folder(run, on_drive=True))
+            except Exception as error:  # permission refused, no Drive, or whatever else Colab raises
+                on_drive = False
+                print(f"Google Drive cannot be read ({error}), so only this machine is searched")
+    return first_model(places, device)
 
 
 def first_model(places: Sequence[Path], device: str | torch.device = "cpu") -> Own:
