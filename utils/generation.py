@@ -53,27 +53,34 @@ class Sampling:
         check_settings(self)
 
     def probabilities(self, logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """logits (B, V), seen (B, V) bool -> probabilities (B, V), in fp32; ruled-out tokens have exactly 0."""
-        logits = logits.float()
-        # A difference of logits is a ratio of odds: this lowers a chance whatever the sign of the logit.
-        logits = logits - math.log(self.repetition_penalty) * seen  # (B, V)
-        if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        # the largest logit becomes 0 first, so that no temperature is too small to divide by
-        p = ((logits - logits.amax(-1, keepdim=True)) / self.temperature).softmax(dim=-1)  # (B, V)
-        # words are ranked by logits, of which a softmax may round two to the same probability
-        if self.top_k is not None and self.top_k < p.shape[-1]:
-            index = logits.topk(self.top_k).indices  # (B, K)
-            p = torch.zeros_like(p).scatter(-1, index, p.gather(-1, index))
-            p = p / p.sum(dim=-1, keepdim=True)
-        if self.top_p < 1:
-            index = logits.argsort(dim=-1, descending=True, stable=True)  # (B, V)
-            ordered = p.gather(-1, index)
-            reached_before = ordered.cumsum(dim=-1) - ordered  # by the likelier ones
-            p = torch.zeros_like(p).scatter(-1, index, ordered * (reached_before < self.top_p))
-        if self.min_p > 0:
-            p = p.masked_fill(p < self.min_p * p.max(dim=-1, keepdim=True).values, 0)
-        return p / p.sum(dim=-1, keepdim=True)
+        """`word_probabilities` with these settings."""
+        return word_probabilities(logits, seen, self)
+
+
+def word_probabilities(logits: torch.Tensor, seen: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """logits (B, V), seen (B, V) bool -> probabilities (B, V) in fp32; cut words have exactly 0."""
+    logits = logits.float()
+    # a difference of logits is a ratio of odds: this lowers a chance whatever the sign of the logit
+    logits = logits - math.log(sampling.repetition_penalty) * seen  # (B, V)
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    # the largest logit becomes 0 first, so that no temperature is too small to divide by
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    p = (below / sampling.temperature).softmax(dim=-1)  # (B, V)
+    # words are ranked by logits, of which a softmax may round two to the same probability
+    if sampling.top_k is not None and sampling.top_k < p.shape[-1]:
+        index = logits.topk(sampling.top_k).indices  # (B, K)
+        p = torch.zeros_like(p).scatter(-1, index, p.gather(-1, index))
+        p = p / p.sum(dim=-1, keepdim=True)
+    if sampling.top_p < 1:
+        index = logits.argsort(dim=-1, descending=True, stable=True)  # (B, V)
+        ordered = p.gather(-1, index)
+        reached_before = ordered.cumsum(dim=-1) - ordered  # by the likelier ones
+        inside = reached_before < sampling.top_p
+        p = torch.zeros_like(p).scatter(-1, index, ordered * inside)
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0)
+    return p / p.sum(dim=-1, keepdim=True)
 
 
 class Step(NamedTuple):

@@ -48,7 +48,7 @@ def story_demo(model: Kimi, **others: Kimi) -> StoryDemo:
 class StoryDemo:
     """The panel. `box` is its widget; `columns` hold the stories that stand side by side."""
 
-    def __init__(self, models: dict[str, Kimi], opening_words: int = 60):
+    def __init__(self, models: dict[str, Kimi], opening_words: int = 250):
         for name, model in models.items():
             if model.tokenizer is None:
                 raise ValueError(f"the model {name!r} has no tokenizer: set model.tokenizer to the one of its training")
@@ -225,6 +225,7 @@ class StoryDemo:
     # What stands there before anyone clicks
 
     def _open_with(self, n_words: int) -> None:
+        """Tell a whole story, or so many words of it, for whoever reads a page without a kernel."""
         self._show(self._new_readings())
         for column in self.columns:
             for _ in column.reading.tell(n_words):

@@ -19,7 +19,7 @@ STYLE = """
 .story-demo .prompt { font-style: italic; opacity: 0.75; }
 .story-demo .again { text-decoration: underline dotted; }
 .story-demo .words, .story-demo .words > div { display: flex; flex-wrap: wrap; width: auto; height: auto; margin: 0; }
-.story-demo .words button { width: auto; height: auto; min-width: 0; padding: 1px; margin: 1px 0; border: none;
+.story-demo .words button { width: auto; height: auto; min-width: 0; padding: 1px 0; margin: 1px 0; border: none;
   box-shadow: none; line-height: 1.5; font: inherit; color: inherit; border-radius: 3px; }
 .story-demo .words button:focus-visible, .story-demo .words button.mod-active { outline: 2px solid currentColor; }
 .story-demo .chosen { font-weight: bold; }

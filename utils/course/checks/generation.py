@@ -1,4 +1,4 @@
-"""Checks of chapter 7: top-p, min-p, a penalty on odds, and a rule that stops a stream of text."""
+"""Checks of chapter 7, choosing a word: a dart, top-p, min-p, a penalty on odds. `telling` has the others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,56 @@ def _rounded(row: torch.Tensor) -> list[float]:
     return [round(number, 3) for number in row.tolist()]
 
 
-@check
+def throw_darts(p: torch.Tensor, dart: torch.Tensor) -> torch.Tensor:
+    """Our answer to `check_throw`."""
+    edges = p.cumsum(dim=-1)  # (B, V) where each word ends
+    edges = edges / edges[:, -1:]  # rounding may leave the last one just below 1
+    return (dart[:, None] >= edges).sum(dim=-1)  # (B,)
+
+
+@check(ours=throw_darts)
+def check_throw(answer) -> str:
+    """answer(p (B, V), dart (B,)): the word under each dart, when a row's words lie end to end from 0 to 1."""
+
+    def thrown(rows: list[list[float]], darts: list[float]) -> list[int]:
+        p, dart = torch.tensor(rows), torch.tensor(darts)
+        words = answer(p, dart)
+        expect(words is not None, "your function returns None: does it end in `return`?")
+        words = torch.as_tensor(words)
+        expect(words.shape == dart.shape, f"the shape must be {tuple(dart.shape)}, one word for each row, yours is "
+               f"{tuple(words.shape)}")  # fmt: skip
+        return [round(word) for word in words.tolist()]
+
+    row = [0.1, 0.2, 0.4, 0.3]
+    rows, darts, right = [row] * 5, [0.05, 0.2, 0.5, 0.65, 0.95], [0, 1, 2, 2, 3]
+    words = thrown(rows, darts)
+    expect(words != [2] * 5, "every dart hits the likeliest word: that is greedy. Use the dart.")
+    expect(words != [word - 1 for word in right], "each answer is one word too low: a word lies between the edge "
+           "before it and its own.")  # fmt: skip
+    expect(words != [word + 1 for word in right], "each answer is one word too high: count only the words that end "
+           "before the dart.")  # fmt: skip
+    expect(words == right, f"with p = {row} the darts {darts} hit\nthe words {right}, yours are {words}.")
+    two = thrown([[0.9, 0.1, 0.0, 0.0], [0.0, 0.0, 0.1, 0.9]], [0.5, 0.5])
+    expect(two == [0, 3], f"each row has its own line from 0 to 1: sum along the last dimension.\nThe darts 0.5 and "
+           f"0.5 hit the words 0 and 3, yours are {two}.")  # fmt: skip
+    (zero,) = thrown([[0.0, 0.5, 0.5]], [0.0])
+    expect(zero == 1, f"a dart at exactly 0 hits word {zero}, which has the probability 0: a word that was cut off\n"
+           "would be told. It belongs to the first word that ends after the dart.")  # fmt: skip
+    (last,) = thrown([[0.5, 0.499999, 0.0]], [0.9999997])
+    expect(last == 1, f"where rounding leaves the last edge just below 1, a dart beyond it hits word {last};\nthe "
+           "last word that has a probability is 1. Divide the edges by their last one.")  # fmt: skip
+    return "every word is hit as often as its probability says, and a cut word never."
+
+
+def nucleus(p: torch.Tensor, reach: float) -> torch.Tensor:
+    """Our answer to `check_top_p`."""
+    ordered, index = p.sort(dim=-1, descending=True)  # (B, V)
+    reached_before = ordered.cumsum(dim=-1) - ordered  # by the likelier ones
+    kept = torch.zeros_like(p).scatter(-1, index, ordered * (reached_before < reach))
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+@check(ours=nucleus)
 def check_top_p(answer) -> str:
     """answer(p (B, V), reach): the fewest likeliest words of each row that reach `reach` together, renormalised."""
 
@@ -67,7 +116,13 @@ def check_top_p(answer) -> str:
     return "the nucleus is wide where the model is unsure and one word where it is sure."
 
 
-@check
+def above_share(p: torch.Tensor, share: float) -> torch.Tensor:
+    """Our answer to `check_min_p`."""
+    kept = p * (p >= share * p.amax(dim=-1, keepdim=True))
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+@check(ours=above_share)
 def check_min_p(answer) -> str:
     """answer(p (B, V), share): the words of each row that have `share` of its likeliest word or more, renormalised."""
 
@@ -88,7 +143,12 @@ def check_min_p(answer) -> str:
     return "one number, and it cuts more where the model is sure."
 
 
-@check
+def divide_odds(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Our answer to `check_penalised`."""
+    return logits - math.log(penalty) * seen
+
+
+@check(ours=divide_odds)
 def check_penalised(answer) -> str:
     """answer(logits (B, V), seen (B, V) bool, penalty) -> logits whose softmax has the odds of seen words divided."""
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [-3.0, 0.5, -0.5, 4.0]])  # (B, V)
@@ -127,51 +187,3 @@ def check_penalised(answer) -> str:
             f"\nyours is {_rounded(q[0])} (it was {_rounded(p[0])}).",
         )
     return "a ratio of odds has no sign, so there is no trap to fall into."
-
-
-STORY = ["Tom ran", " home.", " The", " end", ". Then", " more", " and", " more"]
-
-
-@check
-def check_until(answer) -> str:
-    """answer(pieces, stop): pieces of the text before `stop`, as early as possible, and nothing asked for after it."""
-    asked = []
-
-    def pieces(texts):
-        for text in texts:
-            asked.append(text)
-            yield text
-
-    result = answer(pieces(STORY), "The end.")
-    expect(result is not None, "your function returns None: it must yield pieces.")
-    expect(
-        not asked, "you read the stream before anybody asked for a piece: use `yield`, so that it stays\na generator."
-    )
-    first = next(iter(result))
-    expect(
-        len(asked) <= 3,
-        f"{len(asked)} pieces were read before the first was shown: that is no stream any more.\n"
-        "Show what can no longer belong to the stop text.",
-    )
-    text = first + "".join(result)
-    before = "Tom ran home. "
-    expect(text != "".join(STORY), 'the stop text came in three pieces, " The", " end" and ". Then", and was missed:\n'
-           "look for it in what is joined, not in one piece.")  # fmt: skip
-    expect("The end." not in text, "the stop text itself is shown: cut before it.")
-    expect(
-        not (text.startswith(before) and len(text) > len(before) and "more" not in text),
-        f"{text[len(before) :]!r} was shown before the stop text was complete. Hold back the last\n"
-        "len(stop) - 1 characters: they may be its beginning.",
-    )
-    expect("more" not in text, "you go on after the stop text: return there.")
-    expect(text == before, f"the text must be {before!r}, yours is {text!r}.")
-    expect(asked[-1] == ". Then", f"you read {len(asked)} pieces, 5 were enough: return when the stop text is there.")
-    rest = "".join(answer(pieces(["no", " stop", " text"]), "The end."))
-    expect(
-        rest == "no stop text",
-        f"a story without the stop text must be told whole: yours ends {rest[-12:]!r}.\n"
-        "After the loop, show what you held back.",
-    )
-    one = "".join(answer(pieces(["x", "a.", "b"]), "."))
-    expect(one == "xa", f"the stop text '.' and the pieces 'x', 'a.', 'b' must give 'xa', yours is {one!r}.")
-    return "it shows early, stops at once, and computes no word that nobody will read."
