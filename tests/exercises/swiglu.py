@@ -85,6 +85,14 @@ WRONG = {
     ],
     "check_gated_layer_gradient": [
         (
+            """def gated_layer_gradient(x, w_up, w_down, upstream):
+    leaves = [t.clone().requires_grad_() for t in (x, w_up, w_down)]
+    value, gate = leaves[0] @ leaves[1][0].T, leaves[0] @ leaves[1][1].T
+    y = (value * F.silu(gate)) @ leaves[2].T
+    return torch.autograd.grad(y, leaves, upstream)""",
+            "it seems to call torch.autograd",
+        ),
+        (
             GRADIENT.format(**RIGHT | {"gate": "grad_hidden * value * s"}),
             "forgets that the sigmoid moves too",
         ),

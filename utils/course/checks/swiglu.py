@@ -6,6 +6,7 @@ import operator
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from utils.course.checks.verdict import check, close, expect, expect_tensor
 
@@ -78,7 +79,24 @@ def check_gated_layer(answer) -> str:
         "the numbers are right, but no gradient passes through: .item(), .tolist(), .detach()\n"
         "and torch.tensor(...) of results cut it off, and the layer could not be trained.",
     )
+    if _calls(answer, x.repeat(8, 1), w_up, w_down) > 2 * _calls(answer, x, w_up, w_down):
+        return "but slow: a loop over the words. With all words at once the trainings below take seconds."
     return "this is the inside of every expert of Kimi K2, only narrower."
+
+
+def _calls(function, *args) -> int:
+    """How many functions of torch run in a call. A loop over the rows of an input lets it grow with their number."""
+
+    class Count(TorchFunctionMode):
+        n = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            Count.n += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        function(*args)
+    return Count.n
 
 
 @check(ours=matched_width)
@@ -120,7 +138,16 @@ def check_gated_layer_gradient(answer) -> str:
     """answer(x, w_up, w_down, upstream) -> (grad_x, grad_w_up, grad_w_down) must be what autograd finds."""
     inputs = x, w_up, w_down = _draw(5, 4) / 2, _draw(2, 3, 4, seed=1) / 2, _draw(4, 3, seed=2) / 2
     upstream = _draw(5, 4, seed=3)
-    result = answer(*inputs, upstream)
+    try:
+        with torch.no_grad():  # as the cells below call it
+            result = answer(*inputs, upstream)
+    except RuntimeError as error:
+        expect(
+            "grad" not in str(error),
+            "without autograd your function stops: it seems to call torch.autograd or backward().\n"
+            "The formulas are asked for, and the check runs under torch.no_grad().",
+        )
+        raise
     expect(result is not None, "your function returns None: does it end in `return`?")
     expect(
         isinstance(result, tuple | list) and len(result) == 3,

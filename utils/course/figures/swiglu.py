@@ -93,7 +93,7 @@ def draw_rates(
                 means = [np.mean(swept[name][rate]) for rate in rates]
                 panel.plot(rates, means, marker="o", ms=5, color=colour, lw=1.6, label=name, **style)
             panel.set_xscale("log")
-            panel.set_xticks(rates[::2], [f"{rate:.2g}" for rate in rates[::2]])
+            panel.set_xticks(rates, [f"{rate:g}".removeprefix("0") for rate in rates], fontsize=9)
             panel.minorticks_off()
             panel.set(xlabel="peak rate", title=f"activation: {activation}")
             panel.legend()
@@ -136,31 +136,41 @@ def draw_live(
     return closed(figure)
 
 
-def draw_dead(toy: Mapping[float, Sequence[float]], model: Mapping[float, Sequence[float]], steps) -> plt.Figure:
-    """Shares of dead ReLU units by learning rate: of the small networks at every step, of the model at `steps`."""
+def draw_dead(
+    toy: Mapping[float, Sequence[float]],
+    no_bias: Mapping[float, Sequence[float]],
+    model: Mapping[float, Sequence[float]],
+    steps: Sequence[int],
+) -> plt.Figure:
+    """Shares of dead ReLU units by learning rate: of small networks at every step, of the model at `steps`."""
     colours = SKY, ORANGE, PURPLE, GREEN, VERMILION, BLUE
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
-        for (rate, shares), colour in zip(toy.items(), colours, strict=False):
-            panels[0].plot([100 * share for share in shares], color=colour, label=f"rate {rate:g}")
+        figure, panels = plt.subplots(1, 3, figsize=(9.5, 3.2), layout="constrained", sharey=True)
+        for panel, shares_by_rate in zip(panels, (toy, no_bias), strict=False):
+            for (rate, shares), colour in zip(shares_by_rate.items(), colours, strict=False):
+                panel.plot([100 * share for share in shares], color=colour, label=f"rate {rate:g}")
         for (_, shares), colour in zip(model.items(), colours, strict=False):
-            panels[1].plot(steps, [100 * share for share in shares], ".-", color=colour)
-        told = f"{len(model)} rates, {min(model):g} to {max(model):g}:\nall lines lie at the bottom"
-        panels[1].text(0.5, 0.12, told, transform=panels[1].transAxes, ha="center")
-        panels[0].set(xlabel="step", ylabel="dead ReLU units (%)", title="On z = x · y", ylim=(-3, 103))
-        panels[1].set(xlabel="step", title="In the language model")
+            panels[2].plot(steps, [100 * share for share in shares], ".-", color=colour)
+        for panel, rates in zip(panels[1:], (no_bias, model), strict=True):
+            told = f"{len(rates)} rates, {min(rates):g} to {max(rates):g}:\nall lines lie at the bottom"
+            panel.text(0.5, 0.12, told, transform=panel.transAxes, ha="center")
+        panels[0].set(xlabel="step", ylabel="dead ReLU units (%)", title="z = x · y, with a bias", ylim=(-3, 103))
+        panels[1].set(xlabel="step", title="z = x · y, no bias")
+        panels[2].set(xlabel="step", title="Language model, no bias")
         panels[0].legend(fontsize=9)
     return closed(figure)
 
 
-def draw_openings(openings: np.ndarray, tokens: Sequence[str]) -> plt.Figure:
-    """SiLU(gate) of some units (T, units) for each token of a text."""
+def draw_openings(openings: np.ndarray, tokens: Sequence[str], marks: Mapping[int, str]) -> plt.Figure:
+    """SiLU(gate) of some units (T, units) for each token of a text; marks: names of some of the columns."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.27 * len(tokens)), layout="constrained")
-        limit = np.abs(openings).max()
-        drawn = axes.imshow(openings, cmap="RdBu_r", clim=(-limit, limit), aspect="auto")
+        figure, axes = plt.subplots(figsize=(7.5, 1.2 + 0.27 * len(tokens)), layout="constrained")
+        drawn = axes.imshow(openings, cmap="viridis", aspect="auto")
         axes.set_yticks(range(len(tokens)), tokens)
-        axes.set(xlabel="hidden unit", title="How far each gate opens")
+        for column, name in marks.items():
+            place = dict(xycoords=("data", "axes fraction"), ha="center", va="bottom")
+            axes.annotate(f"{name}\n▼", (column, 1.0), color=VERMILION, **place)
+        axes.set(xlabel="hidden units, the most changeable first")
         axes.grid(False)
         figure.colorbar(drawn, label="SiLU(gate)")
     return closed(figure)
