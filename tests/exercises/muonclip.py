@@ -58,6 +58,7 @@ WRONG = {
     "check_muon_update": [
         (_update("max(n, m) ** 0.5"), "the target 0.2 is missing"),
         (_update("0.2 * min(n, m) ** 0.5"), "the smaller side"),
+        (_update("0.2 / max(n, m) ** 0.5"), "multiply by the root"),
         (_update("0.2 * max(n, m)"), "the root is missing"),
         (_update("0.2 * (n * m) ** 0.5"), "n * m is for one direction"),
         (_update("max(1, n / m) ** 0.5"), "the first Muon"),
@@ -79,6 +80,7 @@ WRONG = {
         (_muon(M, "gradient + mu * momentum if nesterov else new", W), "the M of this step"),
         (_muon(M, "gradient + mu * new", W), "without nesterov"),
         (_muon(M, AHEAD, f"{W} * 2"), "the weight is off"),
+        (_muon(M, AHEAD, W).replace(", new", ", ahead"), "only update_of gets"),
     ],
     "check_clip_heads": [
         (_plain("(tau / largest).clamp(0.0, 1.0)", HALVES), "wipes it out"),

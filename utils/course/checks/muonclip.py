@@ -78,6 +78,7 @@ def check_muon_update(update) -> str:
         small, large = min(rows, columns), max(rows, columns)
         for wrong, mistake in (
             (math.sqrt(large), "the RMS is 1, five times AdamW's: the target 0.2 is missing"),
+            (0.2 / math.sqrt(large), "multiply by the root: the RMS is 1 / sqrt(max(n, m)), and must become 0.2"),
             (0.2 * large, "the root is missing:\nthe RMS of an orthogonal matrix is 1 / sqrt(max(n, m))"),
             (0.2 * math.sqrt(rows * columns), "n * m is for one direction alone; min(n, m) of them share the matrix"),
             (math.sqrt(max(1, rows / columns)), "the first Muon scaled by rows / columns, Moonlight does not"),
@@ -133,17 +134,14 @@ def check_muon_step(step) -> str:
         new = step(old.clone(), g.clone(), m.clone(), update_of, lr, mu, decay, nesterov)
         expect(isinstance(new, tuple | list) and len(new) == 2, "return two matrices: the new weight, the new momentum")
         weight, momentum = (expect_tensor(part, (3, 5)).double() for part in new)
-        expect(
-            not close(momentum, mu * m + (1 - mu) * g, 1e-4),
-            "that is an average: M <- mu M + G is a sum, G counts whole",
-        )
-        expect(
-            not close(momentum, update_of(g) + mu * m, 1e-4), "orthogonalise last: the momentum is a sum of gradients"
-        )
-        expect(
-            not close(momentum, new_m + decay * old, 1e-4),
-            "the decay is in the gradient: orthogonalised, it loses its size",
-        )
+        for wrong, mistake in (
+            (mu * m + (1 - mu) * g, "that is an average: M <- mu M + G is a sum, G counts whole"),
+            (update_of(g) + mu * m, "orthogonalise last: the momentum is a sum of gradients"),
+            (new_m + decay * old, "the decay is in the gradient: orthogonalised, it loses its size"),
+        ):
+            expect(not close(momentum, wrong, 1e-4), mistake)
+        kept_ahead = nesterov and close(momentum, ahead, 1e-4)
+        expect(not kept_ahead, "only update_of gets G + mu M: what you keep is M <- mu M + G")
         expect(close(momentum, new_m, 1e-4), "the new momentum must be mu M + G")
         shrunk = (1 - lr * decay) * old
         size = 0.2 * math.sqrt(5)
@@ -164,8 +162,8 @@ def check_muon_step(step) -> str:
             else (g + mu * new_m, "without nesterov, update_of gets M")
         )
         expect(not close(weight, shrunk - lr * update_of(other), 1e-4), mistake)
-        close_enough = close(weight, shrunk - lr * update_of(ahead), 1e-4)
-        expect(close_enough, "the weight is off: it must be (1 - lr decay) W - lr update_of(...)")
+        right = shrunk - lr * update_of(ahead)
+        expect(close(weight, right, 1e-4), "the weight is off: it must be (1 - lr decay) W - lr update_of(...)")
     return "momentum, update, decay: that is all of Muon"
 
 

@@ -11,13 +11,13 @@ from utils.plots import BLUE, VERMILION
 def training_step() -> Sketch:
     """One step of training, and where in it each part of MuonClip acts."""
     draw = Sketch(
-        832, 330,
+        832, 320,
         "One training step from left to right. A batch goes forward to a loss and backward to gradients, which are "
-        "clipped by their global norm. The gradients of matrices go to momentum, Newton-Schulz and a factor for the "
-        "shape, those of tables and norms go to AdamW; both update the weights. Last, QK-Clip scales single heads of "
-        "the new weights, by the largest logits that the forward pass has noted.",
+        "clipped by their global norm. The gradients of hidden matrices go to momentum, Newton-Schulz and a factor for "
+        "the shape, those of tables and norms go to AdamW; both update the weights. Last, QK-Clip scales single heads "
+        "of the new weights, by the largest logits that the forward pass has noted, and the next step starts there.",
     )  # fmt: skip
-    middle = 170
+    middle = 204
     batch = draw.box(0, middle - 26, 62, 52, "batch", "none")
     forward = draw.box(84, middle - 28, 82, 56, "forward:\nloss")
     backward = draw.box(188, middle - 28, 94, 56, "backward:\ngradients", size=14)
@@ -25,12 +25,12 @@ def training_step() -> Sketch:
     for a, b in ((batch, forward), (forward, backward), (backward, clip)):
         draw.arrow(a.right, b.left)
 
-    momentum = draw.box(444, 82, 80, 48, "momen-\ntum (7)", "vermilion", 14)
-    orthogonal = draw.box(548, 82, 84, 48, "Newton-\nSchulz (5)", "vermilion", 14)
-    factor = draw.box(656, 82, 64, 48, "size\n(6)", "vermilion", 14)
-    draw.text(444, 62, "Muon: matrices that multiply (8)", 13, "start", MUTED)
-    adamw = draw.box(516, 212, 138, 48, "AdamW (1, 2)", "blue", 14)
-    draw.text(585, 276, "embedding, head, norms (8)", 13, colour=MUTED)
+    momentum = draw.box(444, 120, 80, 48, "momen-\ntum (7)", "vermilion", 14)
+    orthogonal = draw.box(548, 120, 84, 48, "Newton-\nSchulz (5)", "vermilion", 14)
+    factor = draw.box(656, 120, 64, 48, "size\n(6)", "vermilion", 14)
+    draw.text(444, 100, "Muon: hidden matrices (8)", 13, "start", MUTED)
+    adamw = draw.box(516, 246, 138, 48, "AdamW (1, 2)", "blue", 14)
+    draw.text(585, 310, "embedding, head, norms (8)", 13, colour=MUTED)
     weights = draw.box(752, middle - 28, 80, 56, "weights\nmove", bold=True)
     fork = 424
     draw.arrow(clip.right, (fork, middle), (fork, momentum.left[1]), momentum.left)
@@ -40,12 +40,12 @@ def training_step() -> Sketch:
     draw.arrow(factor.right, (780, factor.right[1]), (780, weights.y))
     draw.arrow(adamw.right, (780, adamw.right[1]), (780, weights.y + 56))
 
-    qk_clip = draw.box(640, 0, 192, 46, "QK-Clip (11): heads\nbeyond tau are scaled", "orange", 14)
+    qk_clip = draw.box(640, 38, 192, 46, "QK-Clip (11): heads\nbeyond tau are scaled", "orange", 14)
     draw.arrow((814, weights.y), (814, qk_clip.y + qk_clip.height))
-    draw.arrow(forward.top, (forward.top[0], 23), qk_clip.left, dashed=True)
-    draw.text(382, 12, "largest logit of each head", 13, colour=MUTED)
-    draw.arrow((814, weights.y + 56), (814, 318), (forward.bottom[0], 318), forward.bottom, dashed=True)
-    draw.text(420, 304, "the next step starts from the new weights", 13, colour=MUTED)
+    draw.arrow((138, forward.y), (138, 61), qk_clip.left, dashed=True)
+    draw.text(392, 49, "largest logit of each head", 13, colour=MUTED)
+    draw.arrow(qk_clip.top, (qk_clip.top[0], 20), (110, 20), (110, forward.y), dashed=True)
+    draw.text(392, 8, "the next step starts from the clipped weights", 13, colour=MUTED)
     return draw
 
 
