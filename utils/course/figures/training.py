@@ -205,16 +205,3 @@ def draw_lookups(words: list[str], guesses: dict[str, torch.Tensor]) -> plt.Figu
     axes.set_xlabel("looks at")
     axes.grid(visible=False)
     return figure
-
-
-@styled
-def draw_both(curves: dict[str, tuple[torch.Tensor, float, float]], top: float) -> plt.Figure:
-    """By model (training losses, million tokens, seconds): against tokens, and against seconds."""
-    figure, (by_tokens, by_clock) = new_figure(2, (8.4, 3.2), sharey=True)
-    for name, (losses, tokens, seconds) in curves.items():
-        for axes, end in ((by_tokens, tokens), (by_clock, seconds)):
-            axes.plot(torch.linspace(0, end, len(losses)), losses, color=COLOUR[name], label=name)
-    by_tokens.set(xlabel="million tokens", ylabel="training loss (nats per token)", ylim=(0, top))
-    by_clock.set_xlabel("seconds of training")
-    by_tokens.legend()
-    return figure
