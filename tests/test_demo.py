@@ -487,9 +487,9 @@ def test_words_stand_apart_where_the_story_has_a_space(panel):
     panel.prompt.value = 'One day, she said "the dogs\' big ball" and'
     press(panel.generate)
     column = panel.columns[0]
-    gaps = ["margin-left" in rule for rule in column.colours.value.splitlines()[: len(column.reading.words)]]
-    assert gaps == [word.text.startswith(" ") for word in column.reading.words]
-    assert gaps[:8] == [False, True, False, True, True, True, False, True]
+    gaps = ["margin-right" in rule for rule in column.colours.value.splitlines()[: len(column.reading.words)]]
+    assert gaps == [word.text.startswith(" ") for word in column.reading.words[1:]] + [False]
+    assert gaps[:7] == [True, False, True, True, True, False, True]
 
 
 def test_colours_of_stories_side_by_side_do_not_mix(panel):

@@ -19,12 +19,12 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def save(folder, source="builtin", words="Lily lost her red ball.", training=True):
+def save(folder, source="builtin", words="Lily lost her red ball.", training=True, step=1234, steps=1234):
     tok = WordTokenizer.train([words]) if words else None
     model = tiny_model(len(tok) if tok else 9)
     model.tokenizer = tok
     recipe = {"architecture": "nano", "source": source, "stories": 1, "min_count": 1, "model": {}}
-    save_checkpoint(folder, model, 1234, {"config": {}, "recipe": recipe} if training else None)
+    save_checkpoint(folder, model, step, {"config": {"steps": steps}, "recipe": recipe} if training else None)
 
 
 def test_where_there_is_no_run_it_says_so(runs):
@@ -38,6 +38,15 @@ def test_the_first_run_that_is_there_is_taken(runs):
     assert whose == f"your model of chapter 6 (nano, step 1,234, {runs / '06_training'})" and source == ["a", "b"]
     save(runs / "06_training-other", training=False)
     assert own_model(["06_training-other", "06_training"]).source is None
+
+
+def test_a_finished_run_goes_before_one_that_has_only_begun(runs):
+    save(runs / "real", step=20, steps=2000)
+    assert own_model(["real", "06_training"]).whose.endswith(f"(nano, step 20 of 2,000, {runs / 'real'})")
+    save(runs / "06_training")
+    assert str(runs / "06_training") in own_model(["real", "06_training"]).whose
+    save(runs / "real", step=2000, steps=2000)
+    assert own_model(["real", "06_training"]).whose.endswith(f"(nano, step 2,000, {runs / 'real'})")
 
 
 def test_one_that_cannot_be_used_is_named_and_passed_over(runs, capsys):

@@ -122,6 +122,13 @@ WRONG = {
         (PENALISED + "return logits + math.log(penalty) * seen", "the sign: your seen words"),
         (PENALISED + "logits[seen] -= math.log(penalty)\n    return logits", "make a new tensor"),
         (PENALISED + "return logits - math.log(penalty) * ~seen", "NOT seen"),
+        (
+            PENALISED
+            + """p = logits.softmax(dim=-1)
+    odds = p / (1 - p) / penalty
+    return torch.where(seen, odds / (1 + odds), p).log()""",
+            "1 - p holds the other",
+        ),
     ],
     "check_until": [
         (

@@ -24,10 +24,10 @@ class Own(NamedTuple):
 
 
 def own_model(runs: Sequence[str], device: str | torch.device = "cpu", on_drive: bool = True) -> Own:
-    """The model of the first of these runs that is there and can be read.
+    """The model of the first of these runs that is finished, else of the first that has begun.
 
-    on_drive: in Colab, where this machine does not have a run, look for it in Google Drive, which asks for permission;
-    elsewhere it changes nothing.
+    on_drive: in Colab, where this machine does not have a run, look for the copy that chapter 6 keeps of it in Google
+    Drive, which asks for permission; elsewhere it changes nothing.
     """
     on_drive = on_drive and "google.colab" in sys.modules
     places = []
@@ -43,7 +43,8 @@ def own_model(runs: Sequence[str], device: str | torch.device = "cpu", on_drive:
 
 
 def first_model(places: Sequence[Path], device: str | torch.device = "cpu") -> Own:
-    """`own_model` of these run folders: the first whose checkpoint can be read and has a tokenizer."""
+    """`own_model` of these run folders, of those whose checkpoint can be read and has a tokenizer."""
+    begun = None
     for place in filter(holds_run, places):
         try:
             model, step = load_model(place, device)
@@ -54,8 +55,14 @@ def first_model(places: Sequence[Path], device: str | torch.device = "cpu") -> O
             print(f"the model in {place} has no tokenizer, so it cannot tell anything")
             continue
         try:
-            source = read_recipe(place)["source"]
+            recipe = read_recipe(place)
         except ValueError:  # trained without a recipe
-            source = None
-        return Own(model, f"your model of chapter 6 ({model.config.architecture}, step {step:,}, {place})", source)
-    return Own(None, "there is no run of chapter 6 here", None)
+            recipe = {}
+        planned = recipe.get("training", {}).get("steps", step)
+        at = f"step {step:,}" if step >= planned else f"step {step:,} of {planned:,}"
+        whose = f"your model of chapter 6 ({model.config.architecture}, {at}, {place})"
+        found = Own(model, whose, recipe.get("source"))
+        if step >= planned:
+            return found
+        begun = begun or found
+    return begun or Own(None, "there is no run of chapter 6 here", None)

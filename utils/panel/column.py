@@ -48,8 +48,9 @@ class Column:
         rules = []
         for place, word in enumerate(self.reading.words):
             colour = paint.veil(word, colouring, self.reading.n_experts)
-            kind, begins = paint.kind(self.reading, place), word.text[:1].isspace()
-            rules.append(_rule(self.mark, place + 1, kind, colour, begins))
+            kind, after = paint.kind(self.reading, place), self.reading.words[place + 1 : place + 2]
+            stands_apart = any(next_word.text[:1].isspace() for next_word in after)
+            rules.append(_rule(self.mark, place + 1, kind, colour, stands_apart))
         self.colours.value = f"<style>{''.join(rules)}</style>"
         self.load.value = f"<details><summary>Load of the experts</summary>{paint.expert_load(self.reading)}</details>"
         copy = COPY_BUTTON.format(script=html.escape(COPY), text=html.escape(self.reading.text))
@@ -60,8 +61,8 @@ class Column:
             self.details.value = paint.rivals(self.reading, change["new"])
 
 
-def _rule(mark: str, n: int, kind: str, colour: str, begins: bool) -> str:
-    """The style of the n-th word's button, counted from 1; a word that begins with a space stands apart."""
+def _rule(mark: str, n: int, kind: str, colour: str, stands_apart: bool) -> str:
+    """The style of the n-th word's button, counted from 1; one before a space stands apart from the next."""
     looks = LOOKS.get(kind, "")
-    gap = "margin-left:0.25em;" if begins else ""
+    gap = "margin-right:0.3em;" if stands_apart else ""
     return f".{mark} .words button:nth-of-type({n}) {{ {looks}background:{colour or 'transparent'};{gap} }}\n"

@@ -54,7 +54,9 @@ def story(reading: Reading, colouring: str | int = UNCOLOURED) -> str:
     for place, word in enumerate(reading.words):
         colour = veil(word, colouring, n_experts)
         style = f' style="background:{colour}"' if colour else ""
-        spans.append(f'<span class="{kind(reading, place)}"{style}>{escape(word.text)}</span>')
+        text = word.text.lstrip(" ")  # the gap before a word belongs to no colour
+        gap = " " * (len(word.text) - len(text))
+        spans.append(f'{gap}<span class="{kind(reading, place)}"{style}>{escape(text)}</span>')
     return f'<div class="story">{"".join(spans)}</div>'
 
 

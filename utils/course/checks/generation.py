@@ -148,6 +148,15 @@ def divide_odds(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> tor
     return logits - math.log(penalty) * seen
 
 
+def _odds_one_by_one(p: torch.Tensor, seen: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """p / (1 - p) of each used word divided by itself; the others as they were, or sharing what is left."""
+    odds = p / (1 - p) / penalty
+    lowered = seen * odds / (1 + odds)
+    rest = ~seen * p
+    left = 1 - lowered.sum(dim=-1, keepdim=True)
+    return lowered + rest, lowered + rest * left / rest.sum(dim=-1, keepdim=True)
+
+
 @check(ours=divide_odds)
 def check_penalised(answer) -> str:
     """answer(logits (B, V), seen (B, V) bool, penalty) -> logits whose softmax has the odds of seen words divided."""
@@ -177,6 +186,11 @@ def check_penalised(answer) -> str:
             (-math.log(penalty), "the sign: your seen words became likelier."),
         ):
             expect(not close(q, (logits - shift * seen).softmax(-1)), mistake)
+        expect(
+            not any(close(q, alone / alone.sum(dim=-1, keepdim=True)) for alone in _odds_one_by_one(p, seen, penalty)),
+            "you divided p / (1 - p) of each used word, but with two of them 1 - p holds the other\n"
+            "used one. The odds against every UNUSED word are meant: in logits, one subtraction.",
+        )
         expect(
             not close(new, logits - math.log(penalty)),
             "all logits went down by the same amount, and softmax does not notice: only the\nseen ones must.",

@@ -84,17 +84,20 @@ def draw_kept(words: Sequence[str], counts: dict[str, Sequence[int]]) -> plt.Fig
         axes.set(ylabel="words kept for this place", yscale="log", xlim=(-1, len(words)))
         axes.set_yticks(ticks, ticks)
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=8)
+        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=10)
         figure.legend(loc="outside upper center", ncols=len(counts))
     return figure
 
 
 def draw_clock(seconds: dict[str, Sequence[float]]) -> plt.Figure:
-    """Milliseconds for each word of a story, a line for each way of telling."""
+    """Milliseconds for each word of a story, pale, and their running median, a line for each way of telling."""
     with plt.rc_context(STYLE):
         figure, ((axes,),) = panels(1, 1, 7, 3.2)
         for (name, each), colour in zip(seconds.items(), (GREY, VERMILION), strict=True):
-            axes.plot(range(1, len(each) + 1), [1e3 * second for second in each], color=colour, label=name)
+            milliseconds = 1e3 * np.array(each)
+            around = [np.median(milliseconds[max(0, i - 4) : i + 5]) for i in range(len(each))]
+            axes.plot(range(1, len(each) + 1), milliseconds, color=colour, alpha=0.35, lw=1)
+            axes.plot(range(1, len(each) + 1), around, color=colour, lw=2.5, label=name)
         axes.set(xlabel="word of the story", ylabel="milliseconds for this word", ylim=(0, None))
         axes.legend()
     return figure
