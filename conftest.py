@@ -11,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.notebooks import merge_streams
 from tests.outputs import same, tolerance
 from utils.course.colab import RUNS_VARIABLE
+from utils.stories import PATH_VARIABLE
 
 try:
     from nbval.plugin import IPyNbCell
@@ -21,6 +22,7 @@ except ImportError:  # no notebook is run then
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+STORIES = os.environ.get(PATH_VARIABLE)
 RUNS = tempfile.TemporaryDirectory(prefix="kimi-runs-")
 
 
@@ -43,8 +45,17 @@ class InParts(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
-    """A notebook's runs are its own here, never the reader's: nbval finds what was trained on Colab's versions."""
+    """A notebook's runs are its own here, never the reader's: nbval finds what was trained on Colab's versions.
+
+    It reads the stories that come with the course, on every machine: real ones would train for minutes.
+    """
     os.environ[RUNS_VARIABLE] = os.path.join(RUNS.name, _part(item.nodeid))
+    if item.path.suffix == ".ipynb":
+        os.environ[PATH_VARIABLE] = "builtin"
+    elif STORIES is not None:
+        os.environ[PATH_VARIABLE] = STORIES
+    else:
+        os.environ.pop(PATH_VARIABLE, None)
 
 
 def _part(nodeid: str) -> str:

@@ -71,7 +71,7 @@ def run_alone(notebook, folder: Path, jupyter_path: Path, address: str) -> None:
     settings = {"metadata": {"path": str(folder)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(jupyter_path))
-        patch.delenv("TINYSTORIES_PATH", raising=False)  # the stories that come with the course
+        patch.setenv("TINYSTORIES_PATH", "builtin")  # the stories that come with the course, with a network too
         NotebookClient(notebook, timeout=1200, kernel_name="colab", resources=settings).execute()
 
 
