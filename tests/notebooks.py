@@ -104,9 +104,10 @@ def main(prefixes: list[str]) -> None:
     for path in sorted(FOLDER.glob("*.ipynb")):
         if not prefixes or path.name.startswith(tuple(prefixes)):
             # each begins without runs: one of the reader's would be continued, and one of 06 be taken by 07
-            os.environ[RUNS_VARIABLE] = tempfile.mkdtemp(prefix="kimi-runs-")
             start = time.monotonic()
-            execute(path)
+            with tempfile.TemporaryDirectory(prefix="kimi-runs-") as runs:
+                os.environ[RUNS_VARIABLE] = runs
+                execute(path)
             print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
 
 

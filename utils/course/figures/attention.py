@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from utils.course.figures.frame import styled
+from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 
-def closed(draw: Callable[..., plt.Figure]) -> Callable[..., plt.Figure]:
-    """In the course's style, and closed: the notebook shows what the cell returns."""
-
-    @functools.wraps(draw)
-    def drawn(*values, **named) -> plt.Figure:
-        with plt.rc_context(STYLE):
-            figure = draw(*values, **named)
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-@closed
+@styled
 def how_far_back(distances: dict[str, Sequence[int]], reach: int, longest: int = 40) -> plt.Figure:
     """A histogram for each text: words from a pronoun back to the name; `reach` is what a trigram sees."""
     figure, all_axes = plt.subplots(1, len(distances), figsize=(8, 3), layout="constrained", sharey=True)
@@ -37,7 +24,7 @@ def how_far_back(distances: dict[str, Sequence[int]], reach: int, longest: int =
     return figure
 
 
-@closed
+@styled
 def scores_against_width(widths: Sequence[int], variance: Sequence, raw: Sequence, scaled: Sequence) -> plt.Figure:
     """Variance of a score, and the largest of the weights with and without the division."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
@@ -55,7 +42,7 @@ def scores_against_width(widths: Sequence[int], variance: Sequence, raw: Sequenc
     return figure
 
 
-@closed
+@styled
 def influences(matrices: dict[str, Sequence], words: Sequence[str]) -> plt.Figure:
     """A heat map for each matrix (T, T): how much answer i moves with input j. Exact zeros stay white.
 
@@ -71,7 +58,7 @@ def influences(matrices: dict[str, Sequence], words: Sequence[str]) -> plt.Figur
     return figure
 
 
-@closed
+@styled
 def attention_maps(maps: dict[str, Sequence], words: Sequence[str]) -> plt.Figure:
     """A heat map for each matrix of weights (T, T), by title: each row shows where one word looks."""
     figure, all_axes = plt.subplots(1, len(maps), figsize=(4.1 * len(maps), 3.9), layout="constrained", squeeze=False)
@@ -92,7 +79,7 @@ def word_map(axes: plt.Axes, matrix: np.ndarray, words: Sequence[str], title: st
     return picture
 
 
-@closed
+@styled
 def scores_by_distance(table: dict[int, Sequence], rotation: dict[int, Sequence], formula: Sequence) -> plt.Figure:
     """Scores of one query and key against their distance, for some places i of the query; `formula` by distance."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
@@ -108,7 +95,7 @@ def scores_by_distance(table: dict[int, Sequence], rotation: dict[int, Sequence]
     return figure
 
 
-@closed
+@styled
 def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence]) -> plt.Figure:
     """Over depth: how alike the words are, and the gradient of each layer's W_q. By name, (seeds, layers) each."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.1), layout="constrained")
@@ -124,7 +111,7 @@ def with_and_without(alike: dict[str, Sequence], gradients: dict[str, Sequence])
     return figure
 
 
-@closed
+@styled
 def looking_back(
     steps: Sequence[int], right: Sequence, trigram: float, looks: dict[str, Sequence], title: str
 ) -> plt.Figure:
@@ -145,7 +132,7 @@ def looking_back(
     return figure
 
 
-@closed
+@styled
 def how_far_it_reaches(distances: Sequence[int], shares: dict[str, Sequence[float]]) -> plt.Figure:
     """Share of right pronouns against the words back to the name, by model: a trigram first, then the readers."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -159,7 +146,7 @@ def how_far_it_reaches(distances: Sequence[int], shares: dict[str, Sequence[floa
     return figure
 
 
-@closed
+@styled
 def without_heads(shares: dict[str, Sequence[float]]) -> plt.Figure:
     """Share of right pronouns when some heads are silenced: by name, a value for each seed; bars are means."""
     figure, axes = plt.subplots(figsize=(8, 3.1), layout="constrained")
@@ -172,7 +159,7 @@ def without_heads(shares: dict[str, Sequence[float]]) -> plt.Figure:
     return figure
 
 
-@closed
+@styled
 def time_to_write(lengths: Sequence[int], seconds: dict[str, Sequence[float]]) -> plt.Figure:
     """Seconds to write so many words, by name: the first with a cache, the second without."""
     figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
@@ -183,7 +170,7 @@ def time_to_write(lengths: Sequence[int], seconds: dict[str, Sequence[float]]) -
     return figure
 
 
-@closed
+@styled
 def memory_of_a_cache(tokens: Sequence[int], bytes_per_token: dict[str, int], memory: float) -> plt.Figure:
     """GB of the cache against the length of the text, by name, with the memory of one GPU as a line."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -197,7 +184,7 @@ def memory_of_a_cache(tokens: Sequence[int], bytes_per_token: dict[str, int], me
     return figure
 
 
-@closed
+@styled
 def largest_logits(by_step: dict[int, Sequence[float]], heads: Sequence[str]) -> plt.Figure:
     """The largest logit of each head at some steps: {step: (heads,)}."""
     figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import matplotlib.pyplot as plt
 import torch
 
-from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from utils.course.figures.frame import new_figure, styled
+from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 STEPS = (GREY, SKY, BLUE, GREEN, ORANGE, VERMILION)  # Newton-Schulz steps, 0 to 5
 BAND = (0.68, 1.2024)  # where five of them bring what began at 0.01 or above
-
-
-def styled(draw):
-    """Let a function draw in the course's style, and its figure be shown once: as what the cell ends with."""
-
-    @functools.wraps(draw)
-    def drawn(*values, **named) -> plt.Figure:
-        with plt.rc_context(STYLE):
-            figure = draw(*values, **named)
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.6), **settings):
-    """A figure and its axes, side by side."""
-    return plt.subplots(1, columns, figsize=size, layout="constrained", **settings)
 
 
 @styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 
-from utils.course.figures.training import new_figure, styled
+from utils.course.figures.frame import new_figure, styled
 from utils.plots import COLOUR, GREEN, GREY, ORANGE, SKY
 
 

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import torch
 
-from utils.plots import BLUE, COLOUR, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, STYLE, VERMILION, draw_loss
-
-
-def styled(draw):
-    """Let a function draw in the course's style, and its figure be shown once: as what the cell ends with."""
-
-    @functools.wraps(draw)
-    def drawn(*values, **named) -> plt.Figure:
-        with plt.rc_context(STYLE):
-            figure = draw(*values, **named)
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-def new_figure(columns: int = 1, size: tuple[float, float] = (7, 3.4), **settings):
-    """A figure and its axes, side by side."""
-    return plt.subplots(1, columns, figsize=size, layout="constrained", **settings)
+from utils.course.figures.frame import new_figure, styled
+from utils.plots import BLUE, COLOUR, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, VERMILION, draw_loss
 
 
 @styled
