@@ -9,8 +9,8 @@ import torch
 from tests.helpers import TINY_MODELS, every_architecture
 from utils.config import TrainConfig
 from utils.cost import n_looks
-from utils.course.pace import Pace, measure_pace
 from utils.data import TokenData
+from utils.pace import Pace, measure_pace
 
 DATA = TokenData(np.arange(60, dtype=np.uint16) % 10, 40, {"train": 40, "val": 20})
 CONFIG = TrainConfig(steps=50, batch_size=2, block_size=8, eval_interval=10)

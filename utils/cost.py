@@ -116,7 +116,7 @@ def kept_bytes(model: Kimi, batch_size: int, block_size: int, number_format: str
 class Plan(NamedTuple):
     """What a run will take."""
 
-    flops: float  # of all steps, optimizer included
+    flops: float  # of all that `flops_by_part` counts
     bytes: int  # weights, gradients and optimizer state; activations not included
 
     def minutes(self, flops_per_second: float) -> float:
@@ -126,9 +126,5 @@ class Plan(NamedTuple):
 
 def plan(model: Kimi, config: TrainConfig) -> Plan:
     """The whole run's operations, and the bytes that it holds all the time."""
-    tokens = config.batch_size * config.block_size * config.accumulation
-    per_step = training_flops(model) * tokens
-    if config.optimizer == "muonclip":
-        per_step += optimizer_flops(model)
-    gradients = weight_bytes(model)
-    return Plan(config.steps * per_step, weight_bytes(model) + gradients + optimizer_bytes(model, config.optimizer))
+    held = 2 * weight_bytes(model) + optimizer_bytes(model, config.optimizer)  # gradients are as large as the weights
+    return Plan(sum(flops_by_part(model, config).values()), held)

@@ -16,7 +16,7 @@ from utils.accessories import Accessories, patient_output
 from utils.checkpoint import holds_run, load_checkpoint
 from utils.config import TrainConfig
 from utils.data import TokenData
-from utils.device import autocast, fork_rng, pick_number_format
+from utils.device import DTYPES, autocast, fork_rng, pick_number_format
 from utils.fast.newton_schulz import orthogonalise
 from utils.interrupt import StopRequest
 from utils.keeping import Keeper
@@ -46,9 +46,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: Kimi, config: TrainConfig, number_format: str = "fp32") -> AdamW | MuonClip:
-    """The optimizer that `config` names, for all parameters. Newton-Schulz computes in bf16 where the run does."""
+    """The optimizer that `config` names, for all parameters. Newton-Schulz computes in the number format of the run."""
     if config.optimizer == "muonclip":
-        fast = partial(orthogonalise, dtype=torch.bfloat16 if number_format == "bf16" else None)
+        fast = partial(orthogonalise, dtype=None if number_format == "fp32" else DTYPES[number_format])
         return MuonClip(model, config.lr, config.weight_decay, config.tau, config.clip_norm, orthogonalise=fast)
     return AdamW(decay_groups(model, config.weight_decay), config.lr, clip_norm=config.clip_norm)
 

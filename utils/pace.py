@@ -15,6 +15,7 @@ from utils.config import TrainConfig
 from utils.cost import n_looks
 from utils.data import TokenData
 from utils.device import fork_rng, pick_number_format
+from utils.memory import refuse_too_much
 from utils.model import Kimi
 from utils.run_state import RunState
 from utils.training import make_optimizer, train_mode, train_step, validate
@@ -58,8 +59,11 @@ def measure_pace(
     """The pace of a run of `model`, which stays as it is: a copy takes `steps` steps, two looks, and is saved once.
 
     An untrained model ends its stories late or not at all, so a watcher that has stories told takes longer here.
+    Raises ValueError and MemoryError where the run itself would.
     """
+    data.refuse_block(config.block_size)
     number_format, _ = pick_number_format(model.device, config.number_format)
+    refuse_too_much(model, config, number_format)
     trained, attempt = copy.deepcopy(model), Accessories().attempt
     with fork_rng(model.device), train_mode(trained):
         optimizer = make_optimizer(trained, config, number_format)
