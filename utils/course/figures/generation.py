@@ -48,6 +48,8 @@ def draw_next_word(shown: Sequence[Bars], words: Sequence[str]) -> plt.Figure:
             _bars(panel, title, own, new, words)
         if any(new is not None for _, _, new in shown):
             axes[0, 0].legend(loc="upper right")
+        for panel in axes[:, 1:].flat:
+            panel.set_ylabel("")
     return figure
 
 
@@ -122,42 +124,77 @@ def draw_batches(sizes: Sequence[int], seconds: Sequence[float]) -> plt.Figure:
     return figure
 
 
-ROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, -0.8), (-0.8, 0.8))
-OFFSETS = [(radius * x, radius * y) for radius in (13, 20, 28, 38) for x, y in ROUND]  # of a label, in pixels
+ROUND = ((1.9, 0), (-1.9, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1))  # beside an error bar first
+OFFSETS = [(radius * x, radius * y) for radius in (14, 20, 28, 38) for x, y in ROUND]  # of a label, in pixels
 
 
-def draw_tradeoff(results: dict[str, list[tuple[str, float, float]]], goal: tuple[float, float]) -> plt.Figure:
-    """Share of coherent stories against diversity: by name, points (label, coherence, diversity); a star for `goal`."""
+def draw_tradeoff(
+    results: dict[str, list[tuple[str, float, float, float]]], goal: tuple[float, float], n: int, width: float = 0.14
+) -> plt.Figure:
+    """Share of coherent stories among n, against temperature and against diversity; a star for `goal`.
+
+    results: by name, points (label, temperature, coherence, diversity). On the right, what is more than `width` below
+    the largest diversity is left out, and a note names it.
+    """
     with plt.rc_context(STYLE):
-        figure, ((axes,),) = panels(1, 1, 8, 4.4)
-        marks = zip(results.items(), (VERMILION, BLUE, GREY), "oDs", strict=False)
-        points = [(goal[1], goal[0])]
-        for (name, runs), colour, mark in marks:
-            coherent, diverse = zip(*(run[1:] for run in runs), strict=True)
-            axes.plot(diverse, coherent, f"{mark}-", ms=5, color=colour, label=name)
-            points += zip(diverse, coherent, strict=True)
-        axes.plot(goal[1], goal[0], "*", ms=14, color="black", label="stories of the data itself")
-        axes.set(xlabel="diversity: share of different three-word sequences", ylabel="share of coherent stories")
-        axes.set_ylim(-0.05, 1.15)
-        axes.margins(x=0.08)
-        axes.legend(loc="lower left")
+        figure, ((left, right),) = panels(1, 2, 8.6, 4.2, sharey=True, width_ratios=(2, 3))
+        least = max(goal[1], *(point[3] for points in results.values() for point in points)) - width
+        taken_points, outside = [(goal[1], goal[0])], []
+        for (name, points), colour, mark in zip(results.items(), (VERMILION, BLUE, GREY), "oDs", strict=False):
+            _, temperature, coherent, diverse = map(np.array, zip(*points, strict=True))
+            error = np.sqrt(coherent * (1 - coherent) / n)
+            style = dict(marker=mark, ms=5, color=colour, label=name, elinewidth=1, capsize=2)
+            left.errorbar(temperature, coherent, error, ls="-" if len(set(temperature)) > 1 else "", **style)
+            right.errorbar(diverse, coherent, error, **style)
+            taken_points += [point for point in zip(diverse, coherent, strict=True) if point[0] >= least]
+            outside += [f"{label} (at {x:.2f})" for label, _, _, x in points if x < least]
+        right.plot(goal[1], goal[0], "*", ms=14, color="black", label="stories of the data itself")
+        left.set(xlabel="temperature", ylabel="share of coherent stories", ylim=(-0.05, 1.15))
+        right.set_xlabel("diversity: share of different three-word sequences")
+        right.set_xlim(least - 0.003, least + width + 0.012)
+        if outside:
+            right.text(0.02, 0.02, "further left: " + ", ".join(outside), transform=right.transAxes, color=GREY)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
         figure.draw_without_rendering()
-        taken = [axes.transData.transform(point) for point in points]
-        for (_, runs), colour in zip(results.items(), (VERMILION, BLUE, GREY), strict=False):
-            for label, coherence, diversity in runs:
-                here = axes.transData.transform((diversity, coherence))
-                spot = next((spot for spot in OFFSETS if _is_free(here + spot, taken)), OFFSETS[0])
-                taken.append(here + spot)
-                far = abs(spot[0]) + abs(spot[1]) > 26
-                axes.annotate(
-                    label, (diversity, coherence), np.array(spot) * 72 / figure.dpi, textcoords="offset points",
-                    color=colour, ha="center", va="center", fontsize=9,
-                    bbox=dict(boxstyle="square,pad=0.05", fc="white", ec="none", alpha=0.8),
-                    arrowprops=dict(arrowstyle="-", color=colour, lw=0.6, shrinkB=3) if far else None,
-                )  # fmt: skip
+        taken = [right.transData.transform(point) for point in taken_points]
+        for (_, points), colour in zip(results.items(), (VERMILION, BLUE, GREY), strict=False):
+            for label, _, coherence, diversity in points:
+                if diversity >= least:
+                    _label(right, label, (diversity, coherence), colour, taken)
     return figure
+
+
+def _label(axes: plt.Axes, label: str, point: tuple[float, float], colour: str, taken: list[np.ndarray]) -> None:
+    """Write beside a point, where nothing that is `taken` is covered, and take that place."""
+    here = axes.transData.transform(point)
+    spot = next((spot for spot in OFFSETS if _is_free(here + spot, taken)), OFFSETS[0])
+    taken.append(here + spot)
+    far = abs(spot[0]) + abs(spot[1]) > 27
+    axes.annotate(
+        label, point, np.array(spot) * 72 / axes.figure.dpi, textcoords="offset points", color=colour,
+        ha="center", va="center", fontsize=9, zorder=5,
+        bbox=dict(boxstyle="square,pad=0.05", fc="white", ec="none", alpha=0.8),
+        arrowprops=dict(arrowstyle="-", color=colour, lw=0.6, shrinkB=3) if far else None,
+    )  # fmt: skip
 
 
 def _is_free(spot: np.ndarray, taken: list[np.ndarray], width: float = 24, height: float = 13) -> bool:
     """Whether a label there touches no point and no other label."""
     return all(abs(x - spot[0]) > width or abs(y - spot[1]) > height for x, y in taken)
+
+
+def draw_favourites(words: Sequence[str], shares: Sequence[Sequence[float]]) -> plt.Figure:
+    """How often each expert was the first choice for each word, (words, E), words with the same favourite together."""
+    table = np.array(shares)
+    order = np.lexsort((-table.max(axis=1), table.argmax(axis=1)))  # by favourite, the surest first
+    with plt.rc_context(STYLE):
+        figure, ((axes,),) = panels(1, 1, 8.6, 1.9 + 0.2 * table.shape[1])
+        picture = axes.imshow(table[order].T, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        names = [words[i].strip() or repr(words[i]) for i in order]
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        every = max(1, table.shape[1] // 16)
+        axes.set_yticks(range(0, table.shape[1], every))
+        axes.set_ylabel("expert")
+        axes.grid(False)
+        figure.colorbar(picture, label="share of its places")
+    return figure
