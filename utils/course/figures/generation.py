@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter
 from utils.plots import BLUE, GREEN, GREY, PURPLE, SKY, STYLE, VERMILION
 
 SHOWN = 12  # words with a bar of their own
+SIGNS = {",": "comma", ".": "full stop", '"': "quotation mark", "'": "apostrophe"}  # too small to be read as labels
 Bars = tuple[str, torch.Tensor, torch.Tensor | None]  # title, the model's own probabilities (V,), reshaped ones
 
 
@@ -190,7 +191,7 @@ def draw_favourites(words: Sequence[str], shares: Sequence[Sequence[float]]) -> 
     with plt.rc_context(STYLE):
         figure, ((axes,),) = panels(1, 1, 8.6, 1.9 + 0.2 * table.shape[1])
         picture = axes.imshow(table[order].T, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        names = [words[i].strip() or repr(words[i]) for i in order]
+        names = [SIGNS.get(words[i].strip(), words[i].strip()) or repr(words[i]) for i in order]
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         every = max(1, table.shape[1] // 16)
         axes.set_yticks(range(0, table.shape[1], every))
