@@ -43,7 +43,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if cell.execution_count is not None:
                 count += 1
                 cell.execution_count = count
-            cell.outputs = [output for output in map(_normal_output, merge_streams(cell.outputs)) if output]
+            outputs = [output for output in map(_normal_output, merge_streams(cell.outputs)) if output]
+            cell.outputs = merge_streams(outputs)  # again: there may have been a progress bar between two streams
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = count
