@@ -16,13 +16,13 @@ from tests.helpers import save_again, visible
 from utils import recipe, sealed, token_store
 from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
-from utils.commands import COMMANDS, quoted
+from utils.commands import COMMANDS
 from utils.config import KimiConfig, TrainConfig
 from utils.data import TokenData
 from utils.generation import Sampling
 from utils.grammar import builtin_stories
 from utils.hf import import_hf
-from utils.options import build_parser
+from utils.options import build_parser, quoted
 from utils.presets import PRESETS, Preset
 from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState

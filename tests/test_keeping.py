@@ -23,10 +23,10 @@ from utils.bpe import BPETokenizer
 from utils.checkpoint import FILE_NAME, load_checkpoint, load_model
 from utils.config import TrainConfig
 from utils.data import TokenData
+from utils.history import History
 from utils.interrupt import StopRequest
 from utils.mirror import Mirror
 from utils.run_folder import HISTORY, LOCK, REPLACED, held
-from utils.run_state import History
 from utils.stories import load_stories
 from utils.tokenizer import WordTokenizer
 from utils.training import train

@@ -15,7 +15,7 @@ import pytest
 
 from tests.lessons import LESSONS
 from utils.course import colab
-from utils.run_state import History
+from utils.history import History
 from utils.stories import builtin_stories
 
 matplotlib.use("Agg")

@@ -10,7 +10,6 @@ import torch
 
 from tests.helpers import tiny_k2_model, tiny_model, visible
 from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
-from utils.commands import loss_figure
 from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.evaluate import validation_loss
@@ -19,6 +18,7 @@ from utils.plots import BLUE, COLOUR, VERMILION, LossFigure
 from utils.run_state import RunState
 from utils.stories import builtin_stories
 from utils.tokenizer import WordTokenizer
+from utils.train_command import loss_figure
 from utils.training import History, TrainingDiverged, learning_rate, train
 
 CONFIG = TrainConfig(

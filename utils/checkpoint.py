@@ -31,11 +31,13 @@ def save_checkpoint(
     step: int,
     training: dict | None = None,
     tensors: dict[str, torch.Tensor] | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model and tokenizer to `path`, a folder or a file, and what a run needs to go on.
 
-    training: plain values, as JSON has them; tensors: what else it needs. The checkpoint that was there before stays
-    under another name. Raises OSError where the disk does not take it.
+    training: plain values, as JSON has them; tensors: what else it needs; weights: the model's state dict, where this
+    process does not hold all of it. The checkpoint that was there before stays under another name. Raises OSError where
+    the disk does not take it.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     plain = {
@@ -44,7 +46,7 @@ def save_checkpoint(
         "tokenizer": model.tokenizer.to_dict() if model.tokenizer is not None else None,
         "training": training,
     }
-    weights = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    weights = {MODEL + name: tensor for name, tensor in (weights or model.state_dict()).items()}
     file = checkpoint_file(path)
     keep = file.with_name(PREVIOUS) if file.name == FILE_NAME else None
     write_sealed(file, FORM, weights | (tensors or {}), plain, keep)

@@ -17,6 +17,7 @@ from utils.generation import Sampling, generator_of, stream
 from utils.hf import export_hf
 from utils.model import count_parameters
 from utils.options import build_parser, option
+from utils.ranks import AlreadyTold, RankLost, joined
 from utils.recipe import load_texts, read_recipe
 from utils.report import Evaluated, table, write_json
 from utils.settings import settings_of
@@ -38,7 +39,9 @@ def run_command(arguments: list[str] | None = None) -> int:
             return args.command(args)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, MemoryError, TrainingDiverged) as error:
+    except AlreadyTold:  # by another of several processes
+        return 1
+    except (ValueError, OSError, MemoryError, TrainingDiverged, RankLost) as error:
         with contextlib.suppress(OSError):  # a closed terminal
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -55,7 +58,7 @@ def generate_command(args: argparse.Namespace) -> int:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """Measure runs on validation texts, and judge the stories that they tell."""
+    """Measure runs on validation texts, and judge the stories that they tell; several processes share the texts."""
     if not 0 <= args.stories <= MOST_TOLD:
         raise ValueError(f"--stories is {args.stories}, it must be from 0 to {MOST_TOLD:,}")
     if unused := [name for name in READING if getattr(args, name) and not args.source]:
@@ -66,7 +69,15 @@ def evaluate_command(args: argparse.Namespace) -> int:
         from utils import plots  # matplotlib takes half a second to import
 
         plots.figure_kind(args.figure)
-    runs = {run: evaluate_run(run, args) for run in dict.fromkeys(args.run)}
+    with joined(pick_device()) as ranks:
+        runs = {run: evaluate_run(run, args) for run in dict.fromkeys(args.run)}
+        if ranks.is_first:
+            tell_evaluations(runs, args)
+    return 0
+
+
+def tell_evaluations(runs: dict[str, Evaluated], args: argparse.Namespace) -> None:
+    """What was found, as a table and as the files that were asked for."""
     print(f"\n{table(runs)}")
     print(f"\ntold: {args.stories} stories at temperature {args.temperature:g}, seed {args.seed}")
     if len({run.texts for run in runs.values()}) > 1:
@@ -75,10 +86,11 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if args.json:
         write_json(runs, args.json, settings)
     if args.figure:
+        from utils import plots
+
         figure = plots.plot_evaluations(runs)
         plots.save_figure(figure, args.figure)
         plots.plt.close(figure)
-    return 0
 
 
 def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:

@@ -16,7 +16,7 @@ import torch
 
 from utils.checkpoint import FILE_NAME, FORM, MODEL, OLD_NAME, check_checkpoint
 from utils.config import K2Config, NanoConfig
-from utils.run_state import tensors_of
+from utils.saved_run import tensors_of
 from utils.sealed import write_sealed
 
 FORMATS = FORMAT_2, FORMAT_3 = tuple(f"kimi-k2-from-scratch checkpoint {n}" for n in (2, 3))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 SPLITS = ("train", "val")
+ALL = slice(None)
 
 
 def as_list(texts: Iterable[str]) -> list[str]:
@@ -94,26 +95,13 @@ class TokenData:
             raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
         return self._parts[split]
 
-    def share(self, rank: int, of: int) -> TokenData:
-        """The training tokens of one of `of` processes, a stretch of its own: no two of them see the same window.
-
-        Together the stretches are all training tokens, and their lengths differ by one at most; validation is the same
-        for all. Nothing is copied. How many bytes of text a stretch is, is not known: n_bytes has "val" only.
-        """
-        if not 0 <= rank < of:
-            raise ValueError(f"rank is {rank} of {of}, it must be from 0 to {of - 1}")
-        start, end = (self.n_train * i // of for i in (rank, rank + 1))
-        of_share = sha256(f"{self.fingerprint()} {rank} {of}".encode()).hexdigest()
-        part = TokenData(self.tokens, end - start, {"val": self.n_bytes["val"]}, of_share)
-        part._parts = {"train": self.split("train")[start:end], "val": self.split("val")}
-        return part
-
     def batch(
-        self, split: str, batch_size: int, block_size: int, generator: torch.Generator
+        self, split: str, batch_size: int, block_size: int, generator: torch.Generator, part: slice = ALL
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Random windows x (B, T) int64 and y (B, T), each token's successor.
 
-        All chance comes from `generator`, so its `get_state()` is the place in the data.
+        All chance comes from `generator`, so its `get_state()` is the place in the data. part: those of the B windows
+        to read, where several processes share a batch.
         """
         tokens = self.split(split)
         if len(tokens) <= block_size:
@@ -121,7 +109,7 @@ class TokenData:
                 f"the {split} split has {len(tokens)} tokens, a block of {block_size} needs at least {block_size + 1}"
             )
         starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator).numpy()  # (B, 1)
-        windows = torch.from_numpy(tokens[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
+        windows = torch.from_numpy(tokens[starts[part] + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
         return windows[:, :-1], windows[:, 1:]
 
     def refuse_block(self, block_size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from utils.dropped import Dropped
 from utils.generation import tell_stories
 from utils.judge import Judge
 from utils.model import Kimi, eval_view
+from utils.ranks import Ranks
 from utils.record import Record
 from utils.stories import judge_story
 
@@ -51,17 +53,20 @@ def evaluate(
     """Every validation token once, and the quality of `n_stories` stories told from `prompt`.
 
     texts: the training and validation texts of `data`. With them bits per byte are those of the original text, and
-    stories are judged by what the training texts show.
+    stories are judged by what the training texts show. Several processes (see `ranks`) share the validation texts, and
+    the first tells the stories.
     """
     if n_stories < 0:
         raise ValueError(f"n_stories is {n_stories}, it must be 0 or more")
-    read = read_validation(model, data, number_format)
+    ranks, read = Ranks(), read_validation(model, data, number_format)
     tokens, n_bytes = len(data.split("val")), data.n_bytes["val"]
     dropped = 0.0 if model.tokenizer.keeps_spaces else None
     if dropped is None and texts:
         rest = Dropped(model.tokenizer, texts[0])
-        dropped = sum(map(rest.bits, texts[1])) / n_bytes
-    stories = tell_stories(model, n_stories, prompt, temperature=temperature, seed=seed) if n_stories else []
+        bits = sum(map(rest.bits, texts[1][ranks.rank :: ranks.size]))
+        dropped = ranks.sum(torch.tensor(bits, dtype=torch.float64)).item() / n_bytes
+    tells = n_stories and ranks.is_first  # one after the other, from one seed: nothing to share
+    stories = tell_stories(model, n_stories, prompt, temperature=temperature, seed=seed) if tells else []
     return Evaluation(
         loss=read.loss,
         perplexity=math.exp(min(read.loss, 700)),
@@ -88,19 +93,23 @@ class Read(NamedTuple):
 
 @torch.no_grad()
 def read_validation(model: Kimi, data: TokenData, number_format: str = "fp32", batch_size: int = 16) -> Read:
-    """Let the model read every validation token once, in the windows of `validation_loss`."""
-    view, record = eval_view(model), Record()
+    """Let the model read every validation token once, in the windows of `validation_loss`; processes share them."""
+    view, record, ranks = eval_view(model), Record(), Ranks()
     nats = right = n = 0
     started = time.perf_counter()
-    for inputs, targets in windows(data, model.config.block_size, batch_size):
+    for inputs, targets in islice(windows(data, model.config.block_size, batch_size), ranks.rank, None, ranks.size):
         targets = targets.to(view.device)
         with autocast(view.device, number_format):
             logits = view(inputs.to(view.device), record=record).flatten(0, 1).float()  # (B * T, V)
         nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
         right += (logits.argmax(-1) == targets.flatten()).sum().item()
         n += targets.numel()
-    seconds = time.perf_counter() - started
-    return Read(nats / n, right / n, record.dead_experts(), n / seconds)
+    nats, right, n = ranks.sum(torch.tensor([nats, right, n], dtype=torch.float64)).tolist()
+    load = torch.zeros(len(model.routers()), model.config.n_experts)
+    if record.layers:  # a process may get nothing to read
+        load += record.expert_load().cpu()
+    dead = (ranks.sum(load) == 0).float().mean().item()
+    return Read(nats / n, right / n, dead, n / (time.perf_counter() - started))
 
 
 @torch.no_grad()

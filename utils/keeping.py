@@ -26,12 +26,13 @@ class Keeper:
         self, run: RunState, folder: Path | None, accessories: Accessories, stop: StopRequest, mirror: Mirror | None
     ):
         self.run, self.folder, self.accessories, self.stop, self.mirror = run, folder, accessories, stop, mirror
+        self.writes = run.ranks.is_first  # of several processes one
         self.saved_at = time.perf_counter()
 
     def is_due(self) -> bool:
         wait = 60 * self.run.config.checkpoint_minutes
         wait = wait if self.run.saved_step else min(wait, self.FIRST_SAVE_SECONDS)
-        return self.folder is not None and time.perf_counter() - self.saved_at > wait
+        return self.writes and self.folder is not None and time.perf_counter() - self.saved_at > wait
 
     def save(self) -> None:
         """Save, or say why not and go on."""
@@ -48,12 +49,13 @@ class Keeper:
         """
         if self.folder is None:
             return
-        if self.run.step > self.run.saved_step:
+        (is_newer,) = self.run.ranks.any(self.run.step > self.run.saved_step)
+        if is_newer:
             try:
                 self._write()
             except OSError as error:
                 raise OSError(f"{error}; {self.way_out()}") from error
-        else:
+        elif self.writes:
             self.write_history()
         if self.mirror:
             self.accessories.attempt("its newest copy", self.mirror.finish)
@@ -61,9 +63,11 @@ class Keeper:
     def _write(self) -> None:
         self.stop.saving = True
         try:
-            self.run.save(self.folder)
+            self.run.save(self.folder if self.writes else None)
         finally:
             self.stop.saving = False
+        if not self.writes:
+            return
         self.accessories.mended("a checkpoint")
         self.write_history()
         if self.mirror:

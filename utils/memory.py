@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,16 +47,22 @@ def refuse_too_large(config: KimiConfig, device: torch.device) -> None:
                           f"average; {free / GIGA:.1f} GB are free: take a smaller model")  # fmt: skip
 
 
-def refuse_too_much(model: Kimi, config: TrainConfig, number_format: str) -> None:
-    """Raise MemoryError, in one sentence, where a run will not fit beside its model, which is there already."""
+def refuse_too_much(model: Kimi, config: TrainConfig, number_format: str, n_ranks: int = 1) -> None:
+    """Raise MemoryError, in one sentence, where a run will not fit beside its model, which is there already.
+
+    n_ranks: processes that share its windows, and the memory of a CPU.
+    """
     free = free_bytes(model.device)
     if free is None:
         return
+    if model.device.type == "cpu":
+        free //= n_ranks
     weights = sum(p.nbytes for p in model.parameters())
     held = plan(model, config).bytes - weights  # gradients and optimizer
     always, per_window = activations(model, config.block_size, number_format)
-    if held + always + config.batch_size * per_window > free:
-        raise MemoryError(_sentence(config, held + always, per_window, free))
+    ours = replace(config, batch_size=max(1, config.batch_size // n_ranks))
+    if held + always + ours.batch_size * per_window > free:
+        raise MemoryError(_sentence(ours, held + always, per_window, free))
 
 
 def activations(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from shlex import quote
 
 from utils.config import NUMBER_FORMATS, K2Config, NanoConfig, TrainConfig
 from utils.generation import Sampling
+from utils.parallel.form import FORMS
 from utils.presets import PRESETS
 from utils.settings import defaults_of, settings_of
 from utils.vocabulary import TOKENIZERS
@@ -61,6 +62,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy-to", **DIR, help="a second folder that gets every checkpoint, such as one on "
                         "Google Drive; with --resume the run is taken from there where DIR of --run has none "
                         "(default: none)")  # fmt: skip
+    parser.add_argument("--parallel", choices=FORMS, default="auto", help="of several processes that torchrun has "
+                        "started, each has a copy of the model (ddp) or a part of it (fsdp) (default: auto, ddp while "
+                        "it fits)")  # fmt: skip
     _add_texts(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(

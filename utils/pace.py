@@ -18,7 +18,8 @@ from utils.device import fork_rng, pick_number_format
 from utils.memory import refuse_too_much
 from utils.model import Kimi
 from utils.run_state import RunState
-from utils.training import make_optimizer, train_mode, train_step, validate
+from utils.training import make_optimizer, train_mode, train_step
+from utils.validation import validate
 
 WARM = 4  # steps, the first are slower: memory is found, kernels are chosen
 

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from utils.checkpoint import save_checkpoint
-from utils.config import NUMBER_FORMATS, TrainConfig, from_dict
+from utils.config import TrainConfig
 from utils.data import TokenData
 from utils.device import rng_state, set_rng_state
-from utils.files import check_kinds, read_json, write_text
+from utils.history import History
 from utils.model import Kimi
 from utils.muonclip import AdamW, MuonClip
+from utils.parallel.whole import Whole, cut_like, full
 from utils.record import Record
-
-# the parts of a saved run that are no tensors
-SAVED = {
-    "config": dict, "recipe": dict | None, "data": str, "number_format": str, "scaler": dict, "rows": list,
-    "seconds": int | float,
-}  # fmt: skip
+from utils.saved_run import must_be_same, restore_optimizer, tensors_of
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not a finite number any more."""
-
-
-@dataclass
-class History:
-    """What a run has done: `losses` of every step, and `rows`, one for each validation."""
-
-    losses: list[float] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        return len(self.losses)
-
-    def save(self, path: str | Path) -> None:
-        write_text(path, json.dumps({"losses": self.losses, "rows": self.rows}))  # an indent takes 350 bytes a step
-
-    @classmethod
-    def load(cls, path: str | Path) -> History:
-        """What `save` wrote. Raises FileNotFoundError where there is none, ValueError where it is something else."""
-        state = read_json(Path(path))
-        check_kinds(state, {"losses": list, "rows": list}, f"{path}: ")
-        return cls(state["losses"], state["rows"])
 
 
 class RunState:
@@ -57,12 +30,14 @@ class RunState:
 
     def __init__(
         self, model: Kimi, data: TokenData, config: TrainConfig, number_format: str, optimizer: AdamW | MuonClip,
-        recipe: dict | None = None,
+        recipe: dict | None = None, form: Whole | None = None,
     ):  # fmt: skip
         self.model, self.data, self.config = model, data, config
+        self.form = form or Whole(model)
+        self.ranks = self.form.ranks
         self.number_format, self.optimizer, self.recipe = number_format, optimizer, recipe
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=number_format == "fp16")
-        self.batches = torch.Generator().manual_seed(config.seed)
+        self.batches, self.part = torch.Generator().manual_seed(config.seed), self.ranks.part(config.batch_size)
         self.history = History()
         self.step, self.saved_step = 0, 0
         self.seconds = self.tokens_per_second = 0.0
@@ -74,9 +49,12 @@ class RunState:
         return self.config.accumulation * self.config.batch_size * self.config.block_size
 
     def batch(self, split: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next inputs and targets (B, T), on the device of the model; a short validation split has a smaller T."""
-        block_size = min(self.config.block_size, len(self.data.split(split)) - 1)
-        x, y = self.data.batch(split, self.config.batch_size, block_size, generator)
+        """The next inputs and targets (B, T), on the device of the model; a short validation split has a smaller T.
+
+        Of several processes each gets its part of the B windows.
+        """
+        block_size, part = min(self.config.block_size, len(self.data.split(split)) - 1), self.part
+        x, y = self.data.batch(split, self.config.batch_size, block_size, generator, part)
         if self.model.device.type == "cuda":  # from pinned memory, the copy does not hold up the program
             x, y = x.pin_memory(), y.pin_memory()
         return x.to(self.model.device, non_blocking=True), y.to(self.model.device, non_blocking=True)
@@ -115,23 +93,38 @@ class RunState:
 
     def advice(self) -> str:
         """What to do about a run that has failed, and what is left of it."""
-        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "nothing was saved"
-        return f"try a lower lr than {self.config.lr}; {kept}"
+        return f"try a lower lr than {self.config.lr}; {self.what_is_left()}"
+
+    def what_is_left(self) -> str:
+        """Of a run that has failed."""
+        return f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "nothing was saved"
 
     @property
     def n_bytes(self) -> int:
         """Bytes of its checkpoint, about."""
         tensors = [*self.model.state_dict().values(), *tensors_of(self.optimizer.state_dict()).values()]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # those of other processes too
 
     def start_clock(self) -> None:
         """What came before, such as a validation, does not count as time of training."""
         if not self._unread:
             self._unread_since = time.perf_counter()
 
-    def save(self, folder: Path) -> None:
-        """The checkpoint, atomically. Raises TrainingDiverged rather than keep weights that are not finite."""
+    def save(self, folder: Path | None) -> None:
+        """The checkpoint, atomically. Raises TrainingDiverged rather than keep weights that are not finite.
+
+        folder: None in a process that does not write, but may hold a part of what is written.
+        """
         self.refuse_broken()
+        model = getattr(self.model, "_orig_mod", self.model)
+        weights = {name: full(tensor) for name, tensor in model.state_dict().items()}
+        averages = {name: full(tensor) for name, tensor in tensors_of(self.optimizer.state_dict()).items()}
+        if folder is not None:
+            self.write(folder, weights, averages)
+        self.saved_step = self.step
+
+    def write(self, folder: Path, weights: dict[str, torch.Tensor], averages: dict[str, torch.Tensor]) -> None:
+        """The checkpoint, of whole tensors."""
         recipe = self.recipe and {k: v for k, v in self.recipe.items() if k != "training"}  # that is `config`
         training = {
             "config": asdict(self.config),
@@ -143,21 +136,20 @@ class RunState:
             "seconds": self.seconds,
         }
         tensors = {
-            **tensors_of(self.optimizer.state_dict()),
+            **averages,
             "batches": self.batches.get_state(),
             "rng": torch.get_rng_state(),
             "losses": torch.tensor(self.history.losses, dtype=torch.float64),
         }
         if (device_rng := rng_state(self.model.device)) is not None:
             tensors["device_rng"] = device_rng
-        save_checkpoint(folder, self.model, self.step, training, tensors)
-        self.saved_step = self.step
+        save_checkpoint(folder, self.model, self.step, training, tensors, weights)
 
     def refuse_broken(self) -> None:
         """Raise TrainingDiverged where a weight or an average of the optimizer is not finite."""
         kept = {**self.model.state_dict(), **tensors_of(self.optimizer.state_dict())}
         for name, tensor in kept.items():
-            if not torch.isfinite(tensor).all():
+            if not torch.isfinite(tensor.to_local() if hasattr(tensor, "to_local") else tensor).all():
                 raise TrainingDiverged(f"{name} is not finite after step {self.step}; {self.advice()}")
 
     def restore(self, state: dict) -> None:
@@ -175,7 +167,8 @@ class RunState:
             must_be_same("run", asdict(self.config), saved["config"])
         if saved["data"] != self.data.fingerprint():
             raise ValueError("the stories are not those the run began with: give the same source to continue it")
-        model.load_state_dict(state["model"])
+        shape = model.state_dict()
+        model.load_state_dict({name: cut_like(tensor, shape[name]) for name, tensor in state["model"].items()})
         restore_optimizer(self.optimizer, tensors)
         self.scaler.load_state_dict(saved["scaler"])
         self.batches.set_state(tensors["batches"].cpu())
@@ -185,66 +178,3 @@ class RunState:
         self.recipe = saved["recipe"] if self.recipe is None else self.recipe
         self.step = self.saved_step = state["step"]
         self.seconds = saved["seconds"]
-
-
-def check_run(state: dict) -> None:
-    """Raise ValueError naming the first part of a saved run that is missing or of another kind."""
-    training, tensors = state["training"], state["tensors"]
-    check_kinds(training, SAVED, "training.")
-    if training["number_format"] not in NUMBER_FORMATS[1:]:  # what "auto" chose is saved
-        raise ValueError(f"training.number_format is {training['number_format']!r:.60}")
-    from_dict(TrainConfig, training["config"])
-    for row in training["rows"]:
-        check_kinds(row if isinstance(row, dict) else {}, {"step": int, "val_loss": float}, "a row of the history: ")
-    check_kinds(training["scaler"], dict.fromkeys(training["scaler"], int | float), "training.scaler: ")
-    length = len(torch.get_rng_state())
-    wanted = {"losses": (torch.float64, state["step"]), "batches": (torch.uint8, length), "rng": (torch.uint8, length)}
-    for name, (dtype, size) in wanted.items():
-        tensor = tensors.get(name, torch.empty(0))
-        if tensor.dtype != dtype or tensor.shape != (size,):
-            found = f"{tensor.dtype} of shape {list(tensor.shape)}" if name in tensors else "not there"
-            raise ValueError(f"the tensor {name} is {found}, it must be {dtype} of shape [{size}]")
-
-
-def tensors_of(optimizer_state: dict) -> dict[str, torch.Tensor]:
-    """The averages in the state dict of an optimizer, and its numbers as tensors without dimensions, by name."""
-    return {
-        f"optimizer.{i}.{kind}": torch.as_tensor(value)
-        for i, state in optimizer_state["state"].items()
-        for kind, value in state.items()
-    }
-
-
-def restore_optimizer(optimizer: AdamW | MuonClip, tensors: dict[str, torch.Tensor]) -> None:
-    """Give an optimizer the averages that `tensors_of` named. Raises ValueError for those of other parameters.
-
-    Its rates and settings are those that the configuration gave it, and stay.
-    """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict] = {i: {} for i in range(len(params))}
-    for name, tensor in tensors.items():
-        if not name.startswith("optimizer."):
-            continue
-        _, number, kind = name.split(".")
-        i = int(number) if number.isdecimal() else -1
-        if i not in state or kind not in ("momentum", "mean", "square", "step"):
-            raise ValueError(f"the tensor {name} belongs to no parameter of this run")
-        wanted = [] if kind == "step" else list(params[i].shape)
-        if list(tensor.shape) != wanted:
-            raise ValueError(f"{name} has the shape {list(tensor.shape)}, for this run it must be {wanted}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite: it was saved by a run that had failed")
-        state[i][kind] = tensor.item() if kind == "step" else tensor
-    for i, kinds in state.items():
-        if set(kinds) not in ({"momentum"}, {"mean", "square", "step"}):
-            raise ValueError(f"parameter {i} has {', '.join(kinds) or 'no averages'} in the saved optimizer")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def must_be_same(what: str, ours: dict, saved: dict) -> None:
-    """Raise ValueError naming the first field in which a configuration differs from the saved one."""
-    for name, value in ours.items():
-        if value != saved.get(name):
-            raise ValueError(
-                f"the saved {what} has {name}={saved.get(name)!r}, to continue it must stay so, not {value!r}"
-            )

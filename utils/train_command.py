@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from utils.checkpoint import load_model
 from utils.config import TrainConfig, from_dict
 from utils.cost import flops_by_part, plan
 from utils.data import TokenData
@@ -18,6 +19,7 @@ from utils.mirror import take_copy
 from utils.model import Kimi, count_parameters
 from utils.options import PROMPT, option, quoted
 from utils.pace import measure_pace
+from utils.ranks import Ranks, joined
 from utils.recipe import RECIPE_FIELDS, build, new_recipe, read_recipe
 from utils.run_folder import FIGURE, refuse_other_run
 from utils.tokenizer import WordTokenizer
@@ -28,37 +30,49 @@ WORTH_MEASURING = 200  # steps of a run: of a shorter one they would be too larg
 
 
 def train_command(args: argparse.Namespace) -> int:
-    """Load stories, train (or continue), tell a story."""
+    """Load stories, train (or continue), tell a story; as one of several processes where torchrun has started them."""
+    with joined(pick_device()) as ranks:
+        return train_on(ranks, args)
+
+
+def train_on(ranks: Ranks, args: argparse.Namespace) -> int:
+    """What `train_command` does in one of these processes."""
     started = time.monotonic()
     preset, architecture = args.preset or ("colab" if torch.cuda.is_available() else "laptop"), args.model or "k2"
     folder = Path(args.run or (f"runs/{preset}" if architecture == "k2" else f"runs/{architecture}-{preset}"))
     refuse_other_run(folder, args.resume, args.overwrite)
-    if args.resume:
-        take_copy(folder, args.copy_to and Path(args.copy_to))
-    recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
-    model, data, config = build(recipe, pick_device(), run=folder if args.resume else None)
+    # a part of the model may be all that fits into the memory of a device
+    device = torch.device("cpu") if ranks.size > 1 and args.parallel == "fsdp" else pick_device()
+    with ranks.first_first():  # the others find its copy, and its tokens on disk
+        if args.resume:
+            take_copy(folder if ranks.is_first else None, args.copy_to and Path(args.copy_to))
+        recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
+        model, data, config = build(recipe, device, run=folder if args.resume else None)
     if model.device.type == "cpu":
         keep_freed_memory()  # the process is ours, and ends with the run
     total, active = count_parameters(model)
-    print(f"data: {describe(data, model.tokenizer)}")
     name = model.config.architecture
+    print(f"data: {describe(data, model.tokenizer)}")
     print(f"model: {name}, {total:,} parameters, {active:,} active for each token, on {model.device}")
-    loading = None if args.resume else time.monotonic() - started
+    loading = None if args.resume or ranks.size > 1 else time.monotonic() - started
     print(f"plan: {planned(model, data, config, loading)}")
     figure, stop = loss_figure(folder, model), StopRequest()
     history = train(
-        model, data, config, folder, args.resume, args.overwrite, recipe, show=figure, copy_to=args.copy_to, stop=stop
-    )
-
+        model, data, config, folder, args.resume, args.overwrite, recipe, show=figure, copy_to=args.copy_to, stop=stop,
+        parallel=args.parallel,
+    )  # fmt: skip
     if history.step < config.steps:
         return stop.status
-    prompt = opening(model, data)
-    print(f"\n{generate(model, prompt, seed=config.seed)}\n")
-    minutes = (time.monotonic() - started) / 60
-    print(f"{minutes:.1f} minutes in all; validation loss {history.rows[-1]['val_loss']:.3f}; saved in {folder}")
-    if problem := recipe.get("problem"):
-        print(f"these were built-in stories, for {problem}: real ones with --source hub")
-    print(f"more stories: python -m utils generate --run {quoted(str(folder))} --prompt {quoted(prompt)}")
+    if ranks.is_first:
+        if ranks.size > 1:  # this process may hold a part of the model
+            model, _ = load_model(folder, pick_device())
+        prompt = opening(model, data)
+        print(f"\n{generate(model, prompt, seed=config.seed)}\n")
+        minutes = (time.monotonic() - started) / 60
+        print(f"{minutes:.1f} minutes in all; validation loss {history.rows[-1]['val_loss']:.3f}; saved in {folder}")
+        if problem := recipe.get("problem"):
+            print(f"these were built-in stories, for {problem}: real ones with --source hub")
+        print(f"more stories: python -m utils generate --run {quoted(str(folder))} --prompt {quoted(prompt)}")
     return 0
 
 
@@ -135,6 +149,8 @@ def _longer(training: dict, steps: int) -> dict:
     old, new = from_dict(TrainConfig, training), from_dict(TrainConfig, training | {"steps": steps})
     if new.steps < old.steps:
         raise ValueError(f"--steps is {new.steps}, to continue a run of {old.steps} it must be at least that")
+    if new.steps == old.steps:
+        return training
     rates = [learning_rate(old.steps, config) for config in (old, new)]
     print(f"planned for {old.steps:,} steps, now {new.steps:,}: after step {old.steps:,} the learning rate is "
           f"{rates[1]:.2g}, where the plan ended with {rates[0]:.2g}")  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,39 +12,34 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.accessories import Accessories, patient_output
-from utils.checkpoint import holds_run, load_checkpoint
-from utils.config import TrainConfig
+from utils.checkpoint import holds_run
+from utils.config import NUMBER_FORMATS, TrainConfig
 from utils.data import TokenData
 from utils.device import DTYPES, autocast, fork_rng, pick_number_format
 from utils.fast.newton_schulz import orthogonalise
+from utils.history import History
 from utils.interrupt import StopRequest
 from utils.keeping import Keeper
 from utils.memory import refuse_too_much, told_out_of_memory
 from utils.mirror import Mirror, take_copy
-from utils.model import Kimi, eval_view
-from utils.muonclip import AdamW, MuonClip, decay_groups
+from utils.model import Kimi
+from utils.muonclip import AdamW, MuonClip, Orthogonalise, decay_groups
+from utils.parallel.form import form_of
+from utils.parallel.whole import full
+from utils.ranks import Ranks, told_lost
 from utils.record import Record
 from utils.run_folder import held, move_aside, refuse_other_run
-from utils.run_state import History, RunState, TrainingDiverged, check_run
+from utils.run_state import RunState, TrainingDiverged
+from utils.saved_run import load_run
+from utils.schedule import learning_rate
+from utils.validation import validate
 
 __all__ = ["History", "TrainingDiverged", "learning_rate", "make_optimizer", "refuse_other_run", "train"]
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of `step` (from 0): linear warm-up, peak, at the end a cosine down to `final_lr` of it.
-
-    Kimi K2's (report, sec. 2.5), in shares of the run: warm-up 0.002, decay 0.355, final_lr 0.1.
-    """
-    warmup_steps = round(config.warmup * config.steps)
-    decay_steps = round(config.decay * config.steps)
-    if step < warmup_steps:
-        return config.lr * (step + 1) / warmup_steps
-    progress = (step + 1 - (config.steps - decay_steps)) / max(1, decay_steps)  # <= 0 before the decay, 1 at the end
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
-    return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
-
-
-def make_optimizer(model: Kimi, config: TrainConfig, number_format: str = "fp32") -> AdamW | MuonClip:
+def make_optimizer(
+    model: Kimi, config: TrainConfig, number_format: str = "fp32", orthogonalise: Orthogonalise = orthogonalise
+) -> AdamW | MuonClip:
     """The optimizer that `config` names, for all parameters. Newton-Schulz computes in the number format of the run."""
     if config.optimizer == "muonclip":
         fast = partial(orthogonalise, dtype=None if number_format == "fp32" else DTYPES[number_format])
@@ -68,6 +62,7 @@ def train(
     show: Callable[[History], None] | None = None,
     copy_to: str | Path | None = None,
     stop: StopRequest | None = None,
+    parallel: str = "auto",
 ) -> History:
     """Train `model` in place, on the device where it is, and return what happened.
 
@@ -79,11 +74,14 @@ def train(
     copy_to: a second folder, such as one on Google Drive, that gets each checkpoint too. With resume, and nothing in
     out_dir, the run is taken from there.
     stop: is asked for the signal that ended the run, see `interrupt`.
+    parallel: where torchrun has started several processes, ddp for a copy of the model in each or fsdp for a part; auto
+    is ddp while it fits. The first process writes, prints, watches and shows.
     Raises FileExistsError when out_dir holds a run and neither is set, BlockingIOError while another process trains in
     it, OSError when it cannot be written to, ValueError when that run had another model, configuration or data, or the
     data are less than a block, TrainingDiverged when a loss or a weight is not finite, MemoryError when a device is
     full. Ctrl-C ends the run after the current step. What fails of `watch` and `show` is a warning.
     """
+    ranks = Ranks()
     folder, copies = (None if path is None else Path(path) for path in (out_dir, copy_to))
     refuse_other_run(folder, resume, overwrite)
     refuse_other_run(copies, resume, overwrite)
@@ -93,24 +91,34 @@ def train(
         limit = model.config.block_size
         raise ValueError(f"TrainConfig.block_size is {config.block_size}, the model's is {limit}: at most that")
     data.refuse_block(config.block_size)
-    with held(folder), patient_output():
-        if resume:
-            take_copy(folder, copies)
+    form = form_of(model, parallel, config, ranks)
+    if watch and form.is_sharded:
+        raise ValueError("watch is given a whole model, and with parallel='fsdp' no process has one: take 'ddp'")
+    ours = folder if ranks.is_first else None  # where this process writes
+    watch, show = (watch, show) if ranks.is_first else (None, None)
+    with held(ours), patient_output():
+        with ranks.first_first():
+            if resume:
+                take_copy(ours, copies)
         saved = load_run(folder, model.device) if resume and folder and holds_run(folder) else None
         wanted = saved["training"]["number_format"] if saved else config.number_format
         number_format, reason = pick_number_format(model.device, wanted)
+        number_format = NUMBER_FORMATS[ranks.of_first(NUMBER_FORMATS.index(number_format))]  # one that all compute in
         print(f"number format: {number_format} ({'as the run began' if saved else reason})")
         with fork_rng(model.device), train_mode(model), stop or StopRequest() as stop:
-            refuse_too_much(model, config, number_format)
-            run = RunState(model, data, config, number_format, make_optimizer(model, config, number_format), recipe)
-            if overwrite and folder:
-                move_aside(folder)
+            if not form.is_sharded:
+                refuse_too_much(model, config, number_format, ranks.size)
+            optimizer = make_optimizer(model, config, number_format, form.orthogonalise)
+            run = RunState(model, data, config, number_format, optimizer, recipe, form)
+            if overwrite and ours:
+                move_aside(ours)
             torch.manual_seed(config.seed)  # dropout
             if saved:
                 run.restore(saved)
             accessories = Accessories()
-            keeper = Keeper(run, folder, accessories, stop, copies and Mirror(folder, copies))
-            keep_training(run, keeper, watch, show)
+            keeper = Keeper(run, folder, accessories, stop, copies and ours and Mirror(ours, copies))
+            with told_lost(run.what_is_left):
+                keep_training(run, keeper, watch, show)
         accessories.remind()
     if run.step < config.steps:
         where = f"it is saved in {folder}; go on with --resume (train(..., resume=True))"
@@ -127,17 +135,18 @@ def keep_training(
     show_history = (lambda: attempt("its figure", lambda: show(run.history))) if show else (lambda: None)
     read_every = 1 if run.model.device.type == "cpu" else READ_EVERY
     how = dict(total=config.steps, initial=run.step, unit="step", desc="training", mininterval=1.0)
-    bar = attempt("its progress bar", lambda: tqdm(**how))
+    bar = attempt("its progress bar", lambda: tqdm(**how, disable=not run.ranks.is_first))
     try:
         if run.step == 0:
             validate(run, None, watch, attempt)
         else:
             show_history()  # how far it had come
-        while run.step < config.steps and not keeper.stop.asked:
+        (asked,) = run.ranks.any(keeper.stop.asked)
+        while run.step < config.steps and not asked:
             with told_out_of_memory(run.model, config):
                 record = train_step(run)
             is_validation = run.step % config.eval_interval == 0 or run.step == config.steps
-            is_due = keeper.is_due()
+            (is_due,) = run.ranks.any(keeper.is_due())
             if is_validation or is_due or run.step % read_every == 0:
                 run.read_losses()
             if is_validation:
@@ -147,6 +156,7 @@ def keep_training(
                 keeper.save()
             if bar is not None:
                 attempt("its progress bar", lambda: advance(bar, run))
+            (asked,) = run.ranks.any(keeper.stop.asked)
         run.read_losses()
     finally:
         if bar is not None:
@@ -158,16 +168,19 @@ def train_step(run: RunState) -> Record:
     """One optimizer step, over as many batches as `accumulation` says; returns what the forwards left behind."""
     model, config, device, scaler = run.model, run.config, run.model.device, run.scaler
     run.start_clock()
+    run.ranks.reseed(config.seed, run.step)
     record = Record()
     mean_loss = 0.0
-    for _ in range(config.accumulation):
+    for i in range(config.accumulation):
         x, y = run.batch("train", run.batches)  # (B, T) each
+        run.form.exchange_gradients(i == config.accumulation - 1)
         with autocast(device, run.number_format):
-            loss = objective = model.loss(x, y, record)
+            loss = objective = run.form.loss(x, y, record)
             if model.config.balance_coef:
                 objective = loss + model.config.balance_coef * record.balance_loss()
         scaler.scale(objective / config.accumulation).backward()
         mean_loss = mean_loss + loss.detach() / config.accumulation
+    run.ranks.join_(record)
 
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.step, config)
@@ -179,46 +192,8 @@ def train_step(run: RunState) -> Record:
         grad_norm = torch.full_like(mean_loss, math.inf)
     else:
         model.end_step_(record)
-    run.count_step(mean_loss, grad_norm, record)
+    run.count_step(run.ranks.mean(mean_loss), full(grad_norm), record)
     return record
-
-
-@torch.no_grad()
-def validate(run: RunState, record: Record | None, watch: Callable[[Kimi], dict] | None, attempt: Callable) -> None:
-    """Add a row to the history: validation loss over the same batches every time, and how the run goes.
-
-    record: of the last training step, None before the first. attempt: of `Accessories`. Raises TrainingDiverged where
-    the loss is not finite.
-    """
-    view = eval_view(run.model)
-    fixed = torch.Generator().manual_seed(run.config.seed + 1)
-    with autocast(view.device, run.number_format):
-        losses = [view.loss(*run.batch("val", fixed)) for _ in range(run.config.eval_batches)]
-    val_loss = torch.stack(losses).mean().item()
-    if not math.isfinite(val_loss):
-        raise TrainingDiverged(f"the validation loss became {val_loss} at step {run.step}; {run.advice()}")
-    with fork_rng(view.device):
-        found = attempt("its watcher", lambda: plain_values(watch(view)), {}) if watch else {}
-    since = run.history.rows[-1]["step"] if run.history.rows else 0
-    recent = run.history.losses[since:]
-    run.history.rows.append({
-        "step": run.step,
-        "tokens": run.step * run.tokens_per_step,
-        "loss": sum(recent) / len(recent) if recent else None,
-        "val_loss": val_loss,
-        "lr": learning_rate(max(0, run.step - 1), run.config),
-        "expert_load": record and record.expert_load().tolist(),
-        "dead_experts": record and record.dead_experts(),
-        "max_logits": record and record.max_logits().tolist(),
-        "tokens_per_second": run.tokens_per_second,
-        "seconds": run.seconds,
-        **found,
-    })  # fmt: skip
-
-
-def plain_values(found: dict) -> dict:
-    """What a watcher found, as it will be read back from a checkpoint. Raises TypeError for what JSON has not."""
-    return json.loads(json.dumps(found))
 
 
 def advance(bar: tqdm, run: RunState) -> None:
@@ -239,12 +214,3 @@ def train_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def load_run(folder: Path, device: torch.device) -> dict:
-    """The checkpoint of a run to continue. Raises ValueError where it holds a model only, or half of a run."""
-    state = load_checkpoint(folder, device)
-    if state["training"] is None:
-        raise ValueError("this checkpoint holds a model only: there is no run to continue")
-    check_run(state)
-    return state

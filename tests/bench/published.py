@@ -20,8 +20,8 @@ import torch
 
 from tests.bench.measure import PROJECT, machine
 from utils.device import pick_device, pick_number_format
+from utils.history import History
 from utils.plots import COLOUR, STYLE, save_figure
-from utils.run_state import History
 
 RATES = {"nano": (3e-4, 6e-4, 1e-3, 2e-3, 4e-3), "k2": (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}
 SAMPLES = 5

@@ -30,9 +30,9 @@ from utils.checkpoint import FILE_NAME, OLD_NAME, PREVIOUS, load_model, restore_
 from utils.config import KimiConfig
 from utils.convert import FORMAT_2, FORMAT_3, convert
 from utils.hf import export_hf, import_hf
+from utils.history import History
 from utils.model import Kimi
 from utils.recipe import read_recipe
-from utils.run_state import History
 from utils.stories import load_stories
 from utils.token_store import TokenStore
 from utils.tokenizer import WordTokenizer
