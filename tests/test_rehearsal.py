@@ -21,7 +21,7 @@ from utils.stories import builtin_stories
 matplotlib.use("Agg")
 LESSON = next(lesson for lesson in LESSONS if lesson.name == "06_training")
 SMALLER = {
-    "smaller = dict(steps=900, stories=14_000, decay=0.35)":
+    "smaller = dict(steps=800, stories=14_000, decay=0.3)":
         "smaller = dict(steps=24, stories=300, decay=0.35, eval_interval=8, checkpoint_minutes=1e-6)",
     'new_recipe("k2", "laptop", source="builtin", **smaller)':
         'new_recipe("k2", "smoke", source="builtin", **smaller)',
@@ -38,7 +38,7 @@ SMALLER = {
 LEFT_OUT = ("the_model(", "def branch(", "draw_", "Explorer(", "by_heart", "pull_the_plug", "untrained_loss",
             "in (400, 800", "early = quiet_train", "def first_step(", "COMPLAINTS", "def counting_bets", "CLASSES",
             "sources = {", "losses[-1] < 0.1", "story_demo", "story_faults", "new_toy", "newton_schulz",
-            "kept_of_a_run", "textwrap", "beginnings = {}")  # fmt: skip
+            "kept_of_a_run", "textwrap", "beginnings = {}", "tokens_a_story", "shelf = [")  # fmt: skip
 
 
 class Disconnected(BaseException):

@@ -362,7 +362,9 @@ def _plot_faults(sentences: list) -> list[str]:
     for stage, _, words in sentences:
         if stage is None:
             if not unknown:
-                faults.append(f'no sentence of the grammar begins "{" ".join(words.split()[:8])}"')
+                beginning = " ".join(words.split()[:8])
+                beginning = "with a lone quotation mark" if beginning == '"' else f'"{beginning}"'
+                faults.append(f"no sentence of the grammar begins {beginning}")
             unknown = True
             continue
         number = STAGES.index(stage)

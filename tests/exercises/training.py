@@ -88,6 +88,11 @@ WRONG = {
         (_accumulate(WEIGHED + "loss_of(x, y).item()", "total"), "the sum of the pieces' means"),
         (_accumulate(WEIGHED + "loss_of(x, y).item() / len(parts)", "total"), "the mean of means"),
         (_accumulate(WEIGHED + "loss_of(x, y).item() * len(x) / n", "total"), "was called 6 times"),
+        (
+            "def accumulate(loss_of, parts):\n    loss = sum(loss_of(x, y) * len(x) for x, y in parts)\n"
+            "    loss = loss / sum(len(x) for x, y in parts); loss.backward(); return loss.item()",
+            "3 pieces are held at once",
+        ),
     ],
     "check_run_seconds": [
         (_seconds("steps * step"), "the looks are missing"),

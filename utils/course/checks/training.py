@@ -25,15 +25,21 @@ def check_accumulate(accumulate) -> str:
     x, y = torch.randn(12, 3, generator=generator), torch.randn(12, generator=generator)
     start = torch.randn(3, generator=generator)
     weight, graphs = start.clone().requires_grad_(), []
+    waiting, at_once = set(), []  # graphs whose backward pass has not come yet, and how many of them there were
 
     def loss_of(x, y):
-        loss = (x @ weight - y).square().mean()
+        loss, number = (x @ weight - y).square().mean(), len(graphs)
         graphs.append(loss)
+        if loss.requires_grad:
+            waiting.add(number)
+            loss.register_hook(lambda gradient: waiting.discard(number))
+        at_once.append(len(waiting))
         return loss
 
     def run(sizes):
         weight.grad = None
-        graphs.clear()
+        for noted in (graphs, waiting, at_once):
+            noted.clear()
         returned = accumulate(loss_of, list(zip(x.split(sizes), y.split(sizes), strict=True)))
         expect(weight.grad is not None, "there are no gradients: call `backward` for each piece")
         return returned, weight.grad.clone()
@@ -77,6 +83,11 @@ def check_accumulate(accumulate) -> str:
     )
     expect(close(returned, loss(x, y)), f"the mean of the whole is {loss(x, y):.4f}, you return {float(returned):.4f}")
     expect(len(graphs) == 3, f"loss_of was called {len(graphs)} times for 3 pieces: each forward pass costs")
+    expect(
+        max(at_once) == 1,
+        f"the numbers are right, but {max(at_once)} pieces are held at once: call `backward` for a piece before\n"
+        "you compute the next one, for it frees what the piece has kept",
+    )
     return "memory for one piece, and the step of the whole batch"
 
 
