@@ -33,7 +33,7 @@ EXAMPLES = (
     "One day, Tom and his dog went to the park. Suddenly,",
     '"I am so sad," said the little bird.',
 )
-EVERY = 0.05  # seconds between two pictures of a growing story
+EVERY = 0.1  # seconds between two pictures of a growing story: each costs the browser 20 ms, which are missing elsewhere
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
