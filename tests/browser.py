@@ -146,7 +146,7 @@ demo = story_demo(model)
 pair = story_demo(model, untrained=newborn)
 demo
 """
-    for theme, width in (("Light", 1200), ("Dark", 1200), ("Light", 380), ("Dark", 380)):
+    for theme, width in (("Light", 1200), ("Dark", 1200), ("Light", 600), ("Dark", 400)):
         with lab(code, f"JupyterLab {theme}", width) as page:
 
             def picture(state: str, page=page, theme=theme, width=width) -> None:
@@ -167,7 +167,7 @@ demo
             control(page, "and at").fill("0.3, 1.5")
             page.keyboard.press("Tab")
             button(page, "Generate").click()
-            page.wait_for_selector("text=telling", state="detached")
+            page.wait_for_selector("text='telling ...'")  # until then the status is that of the story before
             page.wait_for_selector("text=/words\\/s/")
             button(page, "Save").click()
             page.wait_for_selector("text=/download/")
@@ -177,6 +177,9 @@ demo
             button(page, "Generate").click()
             page.wait_for_selector("text=/must be numbers/")
             picture("6-error")
+            button(page, "Clear").click()
+            page.wait_for_selector(".story-demo .words", state="detached")
+            picture("7-empty")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,28 @@ def test_a_reader_tells_stops_looks_and_saves(tmp_path: Path):
         assert {"Generate", "Continue", "Clear", "Roll a seed", words.nth(0).inner_text()} <= reached
 
 
+def test_on_a_narrow_page_all_of_the_panel_can_be_seen():
+    with lab(CODE, width=400) as page:
+        page.locator(".story-demo .words button").nth(30).click()
+        page.locator(".story-demo table.rivals tr").first.wait_for()
+        page.locator(".story-demo summary").click()
+        page.locator(".story-demo").get_by_text("More settings").click()
+        page.wait_for_function(f"() => document.querySelector('{LAST_SLIDER}').offsetWidth > 0")
+        assert page.evaluate(BEYOND) == []
+
+        button(page, "Clear").click()
+        page.locator(".story-demo .stories:empty").wait_for()
+        hint = page.evaluate("() => getComputedStyle(document.querySelector('.stories'), '::before').content")
+        assert "Generate" in hint
+
+
+LAST_SLIDER = ".story-demo .widget-slider:last-child"
+# What sticks out of the panel: what is written in it, and its class.
+BEYOND = """() => {
+  const panel = document.querySelector('.story-demo'), right = panel.getBoundingClientRect().right;
+  const seen = [...panel.querySelectorAll('*')].filter(e => e.offsetWidth > 1 && getComputedStyle(e).opacity > 0);
+  return seen.filter(e => e.getBoundingClientRect().right > right + 1).map(e => [e.innerText, e.className]);
+}"""
 COLOUR_OF_30 = "getComputedStyle(document.querySelectorAll('.story-demo .words button')[30]).backgroundColor"
 
 

@@ -25,9 +25,10 @@ class Column:
         self.mark = f"story-{id(self):x}"  # a class for the colours of its words
         self.heading = widgets.HTML(f"<b>{html.escape(title)}</b>" if title else "")
         self.text = widgets.HTML()
+        self.text.add_class("growing")
         self.colours, self.details, self.load = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.words: widgets.ToggleButtons | None = None
-        self.box = widgets.VBox(layout=widgets.Layout(flex="1 1 300px", min_width="0", padding="0 12px 0 0"))
+        self.box = widgets.VBox(layout=widgets.Layout(min_width="0"))
         self.box.add_class(self.mark)
         self.grow(paint.UNCOLOURED)
 

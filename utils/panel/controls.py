@@ -18,13 +18,14 @@ const press = e => {
 };
 document.addEventListener('keydown', press, true);
 """
+WHOLE = "calc(100% - 4px)"  # of a row, but for the margins that every widget has
+LABEL = {"description_width": "110px"}  # of what stands at the left, so that all of it begins at one line
 
 
 def slider(kind: type, description: str, value: float, lowest: float, highest: float, step: float) -> widgets.Widget:
     """A slider of the kind IntSlider or FloatSlider."""
-    style = {"description_width": "110px"}
-    layout = widgets.Layout(width="330px", max_width="100%")
-    return kind(value=value, min=lowest, max=highest, step=step, description=description, style=style, layout=layout)
+    layout = widgets.Layout(width="330px", max_width=WHOLE)
+    return kind(value=value, min=lowest, max=highest, step=step, description=description, style=LABEL, layout=layout)
 
 
 def sampling_slider(name: str, description: str) -> widgets.Widget:
@@ -37,10 +38,10 @@ def sampling_slider(name: str, description: str) -> widgets.Widget:
     return made
 
 
-def dropdown(options: list, description: str, **value) -> widgets.Dropdown:
+def dropdown(options: list, description: str, **others) -> widgets.Dropdown:
     """A choice, as wide as its words need."""
-    layout = widgets.Layout(width="auto", max_width="100%")
-    return widgets.Dropdown(options=options, description=description, layout=layout, **value)
+    layout = widgets.Layout(width="auto", max_width=WHOLE)
+    return widgets.Dropdown(options=options, description=description, layout=layout, **others)
 
 
 def width(value: str) -> widgets.Layout:
@@ -48,7 +49,15 @@ def width(value: str) -> widgets.Layout:
 
 
 def row(*children: widgets.Widget) -> widgets.Box:
-    return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="center"))
+    return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-end"))
+
+
+def side_by_side() -> widgets.Box:
+    """Columns of one width, as many in a row as the page has room for."""
+    columns = "repeat(auto-fit, minmax(min(300px, 100%), 1fr))"
+    box = widgets.Box(layout=widgets.Layout(display="grid", grid_template_columns=columns, grid_gap="0 24px"))
+    box.add_class("stories")
+    return box
 
 
 def button(description: str, style: str = "") -> widgets.Button:

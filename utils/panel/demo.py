@@ -23,7 +23,7 @@ from utils.files import write_text
 from utils.model import Kimi
 from utils.panel import paint
 from utils.panel.column import Column
-from utils.panel.controls import button, dropdown, escape_key, row, sampling_slider, slider, width
+from utils.panel.controls import LABEL, button, dropdown, escape_key, row, sampling_slider, side_by_side, slider, width
 from utils.panel.reading import Reading
 from utils.panel.runner import Runner
 
@@ -33,7 +33,7 @@ EXAMPLES = (
     "One day, Tom and his dog went to the park. Suddenly,",
     '"I am so sad," said the little bird.',
 )
-EVERY = 0.05  # seconds between two pictures of a growing story
+EVERY = 0.1  # seconds between two pictures of a growing story: the browser needs 20 ms for each, on the model's cores
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -67,8 +67,8 @@ class StoryDemo:
 
     def _make_controls(self) -> None:
         block = min(model.config.block_size for model in self.models.values())
-        self.prompt = widgets.Text(EXAMPLES[0], description="Prompt", layout=width("100%"))
-        self.examples = dropdown(["...", *EXAMPLES], "Examples")
+        self.prompt = widgets.Text(EXAMPLES[0], description="Prompt", style=LABEL, layout=width("100%"))
+        self.examples = dropdown(["...", *EXAMPLES], "Examples", style=LABEL)
         self.temperature = sampling_slider("temperature", "Temperature")
         self.also_at = widgets.Text("", description="and at", placeholder="0.3, 1.2", layout=width("200px"))
         self.length = slider(widgets.IntSlider, "Length (words)", min(150, 4 * block), 10, 500, 10)
@@ -86,12 +86,12 @@ class StoryDemo:
         choices = {"not": paint.UNCOLOURED, "by probability": paint.BY_PROBABILITY, **layers}
         self.colouring = dropdown(list(choices.items()), "Colour", value=paint.BY_PROBABILITY)
         self.status, self.saved = widgets.HTML(), widgets.HTML()
-        self.stories = widgets.Box(layout=widgets.Layout(display="flex", flex_flow="row wrap"))
+        self.stories = side_by_side()
         more = widgets.Accordion([row(self.top_k, self.top_p, self.min_p, self.penalty)], selected_index=None)
         more.set_title(0, "More settings")
         self.box = widgets.VBox([
             escape_key(paint.STYLE), row(self.prompt), row(self.examples),
-            row(self.temperature, self.also_at, self.length), row(self.seed, self.dice), more,
+            row(self.temperature, self.also_at), row(self.length, self.seed, self.dice), more,
             row(self.generate, self.stop, self.go_on, self.clear, self.colouring), self.status,
             self.stories, row(self.save, self.saved),
         ])  # fmt: skip

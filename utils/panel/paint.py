@@ -14,20 +14,38 @@ from utils.panel.reading import Reading, Word
 
 STYLE = """
 .story-demo { max-width: 60em; }
-.story-demo .story { line-height: 1.7; white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; }
+.story-demo .stories { margin: 8px 2px; overflow: visible; }
+.story-demo .stories:empty::before { content: "Here a story will stand: press Generate."; opacity: 0.7; }
+.story-demo .story, .story-demo .words { font-size: 16px; line-height: 1.7; }
+.story-demo .story { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0; }
+.story-demo .growing .story::after { content: "\\25CF"; margin-left: 0.3em; opacity: 0.5; }
 .story-demo .story span { padding: 1px 0; border-radius: 3px; }
 .story-demo .prompt { font-style: italic; opacity: 0.75; }
-.story-demo .again { text-decoration: underline dotted; }
+.story-demo .again { text-decoration: underline dotted; text-underline-offset: 3px; }
 .story-demo .words, .story-demo .words > div { display: flex; flex-wrap: wrap; width: auto; height: auto; margin: 0; }
-.story-demo .words button { width: auto; height: auto; min-width: 0; padding: 1px 0; margin: 1px 0; border: none;
-  box-shadow: none; line-height: 1.5; font: inherit; color: inherit; border-radius: 3px; }
+.story-demo .words { margin: 0 2px; }
+.story-demo .words button { width: auto; height: auto; min-width: 0; padding: 0; margin: 1px 0; border: none;
+  box-shadow: none; font: inherit; line-height: calc(1.7em - 2px); color: inherit; border-radius: 3px;
+  cursor: pointer; }
+.story-demo .words button:hover { outline: 1px solid currentColor; }
 .story-demo .words button:focus-visible, .story-demo .words button.mod-active { outline: 2px solid currentColor; }
 .story-demo .chosen { font-weight: bold; }
 .story-demo .bar { display: inline-block; height: 0.8em; background: #0072B2; border-radius: 2px; }
 .story-demo table.rivals td, .story-demo table.load td { padding: 0 8px 0 0; text-align: left; border: none;
   line-height: 1.4; white-space: nowrap; }
-.story-demo .copy { font-size: inherit; line-height: 1.4; padding: 2px 10px; }
+.story-demo table.rivals td:last-child { white-space: normal; }
+.story-demo .copy { font: inherit; color: inherit; line-height: 1.4; padding: 4px 10px; border: none; cursor: pointer;
+  background: rgba(128,128,128,0.2); border-radius: 2px; }
 .story-demo .error { border-left: 4px solid #D55E00; padding-left: 8px; }
+.story-demo .jupyter-widget-Collapse-header, .story-demo .p-Collapse-header { background: none; border: none;
+  font-weight: normal; color: inherit; padding: 4px 0; }
+.story-demo .jupyter-widget-Collapse-contents, .story-demo .p-Collapse-contents { border: none; padding: 0;
+  background: none; }
+@media (max-width: 600px) {
+  .story-demo .widget-inline-hbox { flex-wrap: wrap; height: auto; }
+  .story-demo .widget-inline-hbox > select { min-height: 28px; }
+  .story-demo .widget-inline-hbox > .widget-label { width: 100% !important; text-align: left; }
+}
 """
 UNCOLOURED, BY_PROBABILITY = "not", "by probability"
 
@@ -86,8 +104,8 @@ def rivals(reading: Reading, place: int) -> str:
 
 def _rival(reading: Reading, token: int, p: float, chosen: bool) -> str:
     mark = ' class="chosen"' if chosen else ""
-    sign = "&larr; chosen" if chosen else ""
-    bar = f'<span class="bar" style="width:{120 * p:.0f}px"></span>'
+    sign = "&larr;&nbsp;chosen" if chosen else ""
+    bar = f'<span class="bar" style="width:{100 * p:.0f}px"></span>'
     return f"<tr{mark}><td>{escape(reading.name(token))}</td><td>{p:.3f}</td><td>{bar} {sign}</td></tr>"
 
 
@@ -98,7 +116,7 @@ def expert_load(reading: Reading) -> str:
         most = max(*load, 1)
         for expert, count in enumerate(load):
             colour = expert_colour(expert, len(load))
-            bar = f'<span class="bar" style="width:{120 * count / most:.0f}px;background:{colour}"></span>'
+            bar = f'<span class="bar" style="width:{100 * count / most:.0f}px;background:{colour}"></span>'
             name = f"layer {layer + 1}" if expert == 0 else ""
             rows.append(f"<tr><td>{name}</td><td>expert {expert}</td><td>{bar} {count}</td></tr>")
     return f'<table class="load">{"".join(rows)}</table>'
