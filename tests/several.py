@@ -53,20 +53,31 @@ def run(architecture: str, optimizer: str, form: str, precision: str) -> tuple[d
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint16)
     data, mode = TokenData(tokens, 2500, {}), Double() if double else torch.enable_grad()
-    clipped = 0
+    clipped = held = 0
     with train_mode(model), mode:
         spread = form_of(model, form, config, Ranks())
         its_optimizer = make_optimizer(model, config, "fp32", spread.orthogonalise)
         state = RunState(model, data, config, "fp32", its_optimizer, form=spread)
         for _ in range(STEPS):
             record = train_step(state)
+            held = held_bytes(model, its_optimizer)
             clipped += int((record.max_logits() > config.tau).any())
         state.read_losses()
         validate(state, record, None, lambda name, what, *default: what())
     row = state.history.rows[-1]
     noted = {name: row[name] for name in ("val_loss", "expert_load", "max_logits")}
     weights = {name: full(tensor.detach()).clone() for name, tensor in model.state_dict().items()}
-    return {**noted, "losses": state.history.losses, "clipped": clipped}, weights
+    noted |= {"losses": state.history.losses, "clipped": clipped, "held": held}
+    return noted, weights
+
+
+def held_bytes(model: Kimi, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what this process holds all the time: weights, as large gradients, averages of the optimizer."""
+    averages = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    here = [
+        getattr(tensor, "_local_tensor", tensor) for tensor in (*model.parameters(), *model.parameters(), *averages)
+    ]
+    return sum(tensor.nbytes for tensor in here)
 
 
 def main(folder: Path, cases: list[list[str]]) -> None:

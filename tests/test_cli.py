@@ -170,7 +170,7 @@ def test_training_texts_of_one_source_are_not_measured_because_another_has_no_va
 
 
 def test_help_names_each_default_once(capsys):
-    for command in ("train", "generate", "evaluate", "export"):
+    for command in ("train", "plan", "generate", "evaluate", "export"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""The command line: python -m utils train | generate | evaluate | export | convert | restore."""
+"""The command line: python -m utils train | plan | generate | evaluate | export | convert | restore."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from utils.generation import Sampling, generator_of, stream
 from utils.hf import export_hf
 from utils.model import count_parameters
 from utils.options import build_parser, option
+from utils.plan_command import plan_command
 from utils.ranks import AlreadyTold, RankLost, joined
 from utils.recipe import load_texts, read_recipe
 from utils.report import Evaluated, table, write_json
@@ -142,6 +143,6 @@ def restore_command(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "train": train_command, "generate": generate_command, "evaluate": evaluate_command, "export": export_command,
-    "convert": convert_command, "restore": restore_command,
+    "train": train_command, "plan": plan_command, "generate": generate_command, "evaluate": evaluate_command,
+    "export": export_command, "convert": convert_command, "restore": restore_command,
 }  # fmt: skip

@@ -57,7 +57,7 @@ def n_looks(config: TrainConfig) -> int:
 def flops_by_part(model: Kimi, config: TrainConfig) -> dict[str, float]:
     """The FLOPs of a whole run, by what they are for: forward and backward passes, Newton-Schulz, validations."""
     windows = config.batch_size * config.block_size  # tokens of a forward pass
-    forward = forward_flops(model, pairs=(model.config.block_size + 1) / 2) * windows
+    forward = forward_flops(model, pairs=(config.block_size + 1) / 2) * windows
     steps = config.steps * config.accumulation
     return {
         "forward": steps * forward,

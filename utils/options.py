@@ -39,6 +39,7 @@ def build_parser(commands_of: dict[str, Callable[[argparse.Namespace], int]]) ->
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, text) in {
         "train": (_add_train, "train a model and tell a story"),
+        "plan": (_add_plan, "count what a run takes on several GPUs, before there is one"),
         "generate": (_add_generate, "tell a story with a trained model"),
         "evaluate": (_add_evaluate, "measure a trained model"),
         "export": (_add_export, "write a trained model for transformers"),
@@ -62,9 +63,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy-to", **DIR, help="a second folder that gets every checkpoint, such as one on "
                         "Google Drive; with --resume the run is taken from there where DIR of --run has none "
                         "(default: none)")  # fmt: skip
-    parser.add_argument("--parallel", choices=FORMS, default="auto", help="of several processes that torchrun has "
-                        "started, each has a copy of the model (ddp) or a part of it (fsdp) (default: auto, ddp while "
-                        "it fits)")  # fmt: skip
+    parser.add_argument("--parallel", choices=FORMS, default="auto", help="where torchrun has started several "
+                        "processes: ddp, a copy of the model in each, or fsdp, a part of each matrix (default: "
+                        "auto, ddp while it fits)")  # fmt: skip
     _add_texts(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
@@ -74,10 +75,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "(default: no)",
     )
     either.add_argument("--overwrite", action="store_true", help="replace the run in DIR (default: no)")
-    options = {
+    _add_settings(parser, {
         "stories": (int, "stories to train on, at most"),
         "min_count": (int, "words rarer than this in the training stories become <unk>"),
-    }
+    })  # fmt: skip
+
+
+def _add_settings(parser: argparse.ArgumentParser, options: dict[str, tuple[type, str]]) -> None:
+    """An option for each field of a model and of its training, behind those that are given."""
     for config in (TrainConfig, NanoConfig, K2Config):
         for name, setting in settings_of(config).items():
             if name not in ("vocab_size", "architecture"):
@@ -87,6 +92,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         shown = "; ".join(f"{model} {_shown([v[name] for v in sizes])}" for model, sizes in defaults.items()
                           if name in sizes[0])  # fmt: skip
         parser.add_argument(option(name), type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {shown})")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Three defaults are those of smoke / laptop / colab; kimi-k2 is as it was published and trained."
+    numbers = {
+        "--gpus": (int, 8, "GPUs of the run"),
+        "--stages": (int, 1, "stages that the layers are in, one after the other"),
+        "--experts-over": (int, 1, "GPUs that the experts of a layer are on"),
+        "--peak": (float, 989e12, "FLOPs a second of a GPU by its data sheet; the default is an H100's in bf16"),
+        "--mfu": (
+            float,
+            0.4,
+            "share of these that training reaches; ours reaches 0.02 to 0.03 on one H100",
+        ),
+    }
+    parser.add_argument("--model", choices=[*PRESETS, "kimi-k2"], default="k2", help="what is trained (default: k2)")
+    parser.add_argument("--preset", choices=PRESETS["k2"], default="colab", help="size of the job (default: colab)")
+    for name, (kind, default, text) in numbers.items():
+        parser.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(),
+                            help=f"{text} (default: {default:g})")  # fmt: skip
+    parser.add_argument("--vocab-size", type=int, metavar="INT", help="tokens of the vocabulary (default: 8000)")
+    _add_settings(parser, {})
 
 
 def _add_sources(parser: argparse.ArgumentParser, default: str) -> None:

@@ -16,7 +16,7 @@ from utils.device import rng_state, set_rng_state
 from utils.history import History
 from utils.model import Kimi
 from utils.muonclip import AdamW, MuonClip
-from utils.parallel.whole import Whole, cut_like, full
+from utils.parallel.whole import Whole, cut_like, gathered
 from utils.record import Record
 from utils.saved_run import must_be_same, restore_optimizer, tensors_of
 
@@ -117,8 +117,12 @@ class RunState:
         """
         self.refuse_broken()
         model = getattr(self.model, "_orig_mod", self.model)
-        weights = {name: full(tensor) for name, tensor in model.state_dict().items()}
-        averages = {name: full(tensor) for name, tensor in tensors_of(self.optimizer.state_dict()).items()}
+        weights, averages = model.state_dict(), tensors_of(self.optimizer.state_dict())
+        if self.form.is_sharded:  # one after the other, for no device has room for all
+            weights, averages = (
+                {name: gathered(tensor, wanted=folder is not None) for name, tensor in tensors.items()}
+                for tensors in (weights, averages)
+            )
         if folder is not None:
             self.write(folder, weights, averages)
         self.saved_step = self.step

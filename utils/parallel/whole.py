@@ -43,6 +43,12 @@ def full(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
+def gathered(value: torch.Tensor, wanted: bool) -> torch.Tensor:
+    """`full` on the CPU, where this process wants it; every process must ask."""
+    whole = full(value)
+    return whole.cpu() if wanted else whole.new_empty(0)
+
+
 def cut_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`value`, whole in every process, as `like` is cut; nothing is sent."""
     if not hasattr(like, "placements"):
