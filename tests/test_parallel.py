@@ -9,17 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests import several
+from tests.helpers import tiny_model
+from utils import training
 from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
 from utils.config import KimiConfig, TrainConfig
+from utils.cost import plan
+from utils.data import TokenData
+from utils.parallel import spread
 from utils.parallel.form import form_of
 from utils.parallel.muon import owners, rows_of
+from utils.parallel.whole import Whole
 from utils.ranks import Ranks
 from utils.scale import ddp, fsdp, on_meta
 
@@ -129,6 +136,24 @@ def test_what_cannot_be_is_named():
         two.part(5)
     with pytest.raises(ValueError, match="parallel is 'tp', it must be one of auto, ddp, fsdp"):
         form_of(None, "tp", TrainConfig(), Ranks())
+
+
+def test_parts_take_no_scaler_and_no_watcher(monkeypatch):
+    job = tiny_model(), TokenData(np.arange(100, dtype=np.uint16) % 50, 80, {}), TrainConfig(batch_size=2, block_size=8)
+    monkeypatch.setattr(Whole, "is_sharded", True)
+    with pytest.raises(ValueError, match="watch is given a whole model"):
+        training.train(*job, watch=lambda model: {})
+    monkeypatch.setattr(training, "pick_number_format", lambda *_: ("fp16", "as on a T4"))
+    with pytest.raises(ValueError, match="number_format is 'fp16', with parallel='fsdp' it must be bf16 or fp32"):
+        training.train(*job)
+
+
+def test_parts_are_taken_where_copies_are_too_large(monkeypatch):
+    model, config = tiny_model(), TrainConfig(batch_size=2, block_size=8)
+    need = plan(model, config).bytes
+    for free, form in ((None, "ddp"), (2 * need, "ddp"), (2 * need - 2, "fsdp")):
+        monkeypatch.setattr(spread, "free_bytes", lambda _, free=free: free)
+        assert spread.pick(model, config, Ranks()) == form
 
 
 # The command line

@@ -104,6 +104,10 @@ def train(
         wanted = saved["training"]["number_format"] if saved else config.number_format
         number_format, reason = pick_number_format(model.device, wanted)
         number_format = NUMBER_FORMATS[ranks.of_first(NUMBER_FORMATS.index(number_format))]  # one that all compute in
+        if number_format == "fp16" and form.is_sharded:
+            raise ValueError(
+                "number_format is 'fp16', with parallel='fsdp' it must be bf16 or fp32"
+            )  # no scaler for it
         print(f"number format: {number_format} ({'as the run began' if saved else reason})")
         with fork_rng(model.device), train_mode(model), stop or StopRequest() as stop:
             if not form.is_sharded:

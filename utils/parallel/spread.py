@@ -30,20 +30,22 @@ from utils.record import Record, count_choices
 
 
 def spread(model: Kimi, how: str, config: TrainConfig, ranks: Ranks) -> Whole:
-    """The form of `model` on these processes. It is changed in place.
-
-    how: ddp, fsdp or auto, which is ddp while weights, gradients and optimizer fill no more than half of the memory.
-    """
-    if how == "auto":
-        free = free_bytes(model.device)
-        how = "fsdp" if free is not None and plan(model, config).bytes > free / 2 else "ddp"
-    print(
-        f"processes: {ranks.size}, {'a copy of the model' if how == 'ddp' else 'a part of each matrix'} in each ({how})"
-    )
+    """The form of `model` on these processes, ddp, fsdp or auto (see `pick`). The model is changed in place."""
+    how = pick(model, config, ranks) if how == "auto" else how
+    held = {"ddp": "a copy of the model", "fsdp": "a part of each matrix"}[how]
+    print(f"processes: {ranks.size}, {held} in each ({how})")
     for router in model.routers():
         if isinstance(router, SoftmaxRouter):
             router.balance_loss = partial(balance_loss, ranks, router.config.n_experts)
     return {"ddp": Copies, "fsdp": Shards}[how](model, ranks)
+
+
+def pick(model: Kimi, config: TrainConfig, ranks: Ranks) -> str:
+    """ddp while weights, gradients and optimizer fill no more than half of the first process' memory, else fsdp."""
+    free = free_bytes(model.device)
+    share = ranks.size if model.device.type == "cpu" else 1  # processes that have this memory together
+    is_large = free is not None and plan(model, config).bytes > free / share / 2
+    return "fsdp" if ranks.of_first(is_large) else "ddp"
 
 
 class Copies(Whole):
