@@ -3,6 +3,8 @@ Kimi K2 was spread out."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from utils.course.drawings.sketch import MUTED, Sketch
 
 OWN = ("sky", "orange")  # what belongs to process 0 and to process 1
@@ -12,12 +14,12 @@ def copies() -> Sketch:
     """One batch, two copies of the model, one gradient."""
     draw = Sketch(
         832, 280,
-        "A batch of four windows is cut in two. Process 0 takes the first two windows, process 1 the other two; each has "
-        "a copy of the model with the same weights and computes a gradient of its own. An all-reduce gives both the mean "
-        "of the gradients. Each takes the same step, so the weights stay the same.",
+        "A batch of four windows is cut in two. Process 0 takes the first two windows, process 1 the other two; each "
+        "has a copy of the model with the same weights and computes a gradient of its own. An all-reduce gives both "
+        "the mean of the gradients. Each takes the same step, so the weights stay the same.",
     )  # fmt: skip
     draw.text(82, 10, "one batch", 14, bold=True)
-    middle = draw.box(526, 36, 96, 218, "all-reduce:\nthe mean of\nboth, in\nboth", "yellow", 14, bold=True)
+    middle = draw.box(526, 36, 96, 218, "all-reduce:\nthe mean,\nin both", "yellow", 14, bold=True)
     for rank, texts in enumerate((("Lily lost her ...", "Tom found his ..."), ("Once upon a ...", "The dog saw ..."))):
         top = 36 + 122 * rank
         windows = [draw.box(0, top + 50 * i, 164, 40, text, OWN[rank], 14) for i, text in enumerate(texts)]
@@ -38,19 +40,19 @@ def shared_out() -> Sketch:
     """Newton-Schulz of five matrices, each by one process, and all results in both."""
     draw = Sketch(
         832, 262,
-        "Both processes have the same five gradients, matrices of different sizes. Process 0 orthogonalises the largest "
-        "one, process 1 the four smaller ones. An all-gather then gives the five results to both.",
+        "Both processes have the same five gradients, matrices of different sizes. Process 0 orthogonalises the "
+        "largest one, process 1 the four smaller ones. An all-gather then gives the five results to both.",
     )  # fmt: skip
     draw.text(92, 10, "gradients, in both", 14, bold=True)
-    sizes = {"A": (0, 36, 92, 92, 0), "B": (106, 36, 78, 54, 1), "C": (106, 102, 78, 54, 1), "D": (0, 142, 92, 54, 1),
-             "E": (106, 168, 78, 54, 1)}  # fmt: skip
+    sizes = {"A": (48, 32, 88, 88, 0), "B": (6, 134, 80, 46, 1), "C": (98, 134, 80, 46, 1), "D": (6, 190, 80, 46, 1),
+             "E": (98, 190, 80, 46, 1)}  # fmt: skip
     for name, (x, y, width, height, owner) in sizes.items():
         draw.box(x, y, width, height, name, OWN[owner], 15, bold=True)
     gather = draw.box(514, 36, 110, 196, "all-gather", "yellow", 15, bold=True)
     results = draw.box(672, 36, 160, 196, "A  B  C\nD  E\northogonal,\nin both", "green", 15)
-    for rank, (names, y) in enumerate((("A", 78), ("B, C, D, E", 190))):
+    for rank, (names, y) in enumerate((("A", 76), ("B, C, D, E", 185))):
         part = draw.box(258, y - 38, 206, 76, f"process {rank}:\nNewton-Schulz of {names}", OWN[rank], 14)
-        draw.arrow((184 if rank else 92, y), part.left)
+        draw.arrow((184 if rank else 136, y), part.left)
         draw.arrow(part.right, (gather.x, y))
     draw.arrow(gather.right, results.left)
     return draw
@@ -60,8 +62,8 @@ def parts() -> Sketch:
     """A matrix of four rows, of which each process holds two, in a forward and a backward pass."""
     draw = Sketch(
         832, 304,
-        "A matrix of four rows in five states, for process 0 above and process 1 below. At rest process 0 holds rows 0 and "
-        "1, process 1 rows 2 and 3. An all-gather gives both all four rows, for as long as their block computes. The "
+        "A matrix of four rows in five states, for process 0 above and process 1 below. At rest process 0 holds rows 0 "
+        "and 1, process 1 rows 2 and 3. An all-gather gives both all four rows, while their block computes. The "
         "backward pass gives each a whole gradient, of its own windows. A reduce-scatter adds them up, and each "
         "keeps the sum of its own two rows. The step changes the two rows that it holds.",
     )  # fmt: skip
@@ -82,11 +84,11 @@ def parts() -> Sketch:
         rows(408, y, [OWN[rank]] * 4, f"of x{rank}")
         rows(576, y, ["yellow" if fill else None for fill in own], "of x0 + x1")
         rows(740, y, ["green" if fill else None for fill in own], "row {}")
-        for (_, left), (_, right) in zip(columns, columns[1:], strict=False):
+        for (_, left), (_, right) in pairwise(columns):
             draw.arrow((left + width / 2 + 4, y + 2 * height), (right - width / 2 - 4, y + 2 * height))
     for x, words in ((156, "all-\ngather"), (324, "back-\nward"), (492, "reduce-\nscatter"), (658, "step")):
         draw.text(x, 155, words, 13, colour=MUTED)
-    draw.text(0, 290, "above process 0, below process 1; x0 and x1 are their windows", 13, "start", MUTED)
+    draw.text(0, 296, "above process 0, below process 1; x0 and x1 are their windows", 13, "start", MUTED)
     return draw
 
 
@@ -94,11 +96,11 @@ def travelling() -> Sketch:
     """Five tokens of two processes and eight experts of which each process holds four."""
     draw = Sketch(
         832, 250,
-        "Process 0 has the tokens Lily and lost and the experts 0 to 3; process 1 has her, red and ball and the experts "
-        "4 to 7. Lily chooses an expert of process 1 and travels there by an all-to-all; her chooses one of process "
-        "0. What the experts make of them travels back the same way.",
+        "Process 0 has the tokens Lily and lost and the experts 0 to 3; process 1 has her, red and ball and the "
+        "experts 4 to 7. Arrows lead from the tokens of each process to the experts of both: an all-to-all takes "
+        "every token to its experts, and what they make of it comes back the same way.",
     )  # fmt: skip
-    middle = draw.box(352, 8, 128, 230, "all-to-all:\nthere,\nand back", "yellow", 15, bold=True)
+    draw.text(416, 28, "all-to-all:\nthere and back", 15, bold=True)
     words = (("Lily", "lost"), ("her", "red", "ball"))
     for rank in (0, 1):
         y = 60 + 124 * rank
@@ -110,8 +112,8 @@ def travelling() -> Sketch:
         draw.text(548, y - 36, f"process {rank}: its experts", 13, "start", MUTED)
         for i in range(4):
             draw.box(550 + 69 * i, y - 18, 60, 48, str(4 * rank + i), OWN[rank], 15, bold=True)
-        draw.arrow((296, y + 6), (middle.x, y + 6))
-        draw.arrow((middle.x + middle.width, y + 6), (536, y + 6))
+        for expert in (0, 1):
+            draw.arrow((296, y + 6), (536, 60 + 124 * expert + (6 if expert == rank else 26 - 40 * expert)))
     return draw
 
 
@@ -126,7 +128,7 @@ def kimi_grid() -> Sketch:
     )  # fmt: skip
     draw.text(0, 10, "a pipeline of 16 stages: about 4 of the 61 layers in each", 14, "start", bold=True)
     stages = [draw.box(52.4 * i, 30, 44, 44, str(i), "here" if i == 5 else "plain", 14) for i in range(16)]
-    for left, right in zip(stages, stages[1:], strict=False):
+    for left, right in pairwise(stages):
         draw.line(left.right, right.left)
     frame = draw.box(0, 112, 832, 132, "", "none", dashed=True, round=10)
     draw.line((stages[5].x, 74), (frame.x + 8, frame.y))
