@@ -28,7 +28,7 @@ def launch(n: int, *arguments: object) -> str:
     It is `torchrun --nproc-per-node n --standalone`, with one thread for each process and no GPU. Raises RuntimeError
     with the end of what they printed where one of them fails.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as printed:
         status = start(n, arguments, printed).wait(PATIENCE)
         lines = read_lines(printed)
     if status:
@@ -38,7 +38,7 @@ def launch(n: int, *arguments: object) -> str:
 
 def launch_and_kill(n: int, *arguments: object, rank: int, when: Callable[[], bool]) -> tuple[int, str]:
     """`launch`, and end the process of this rank without warning as soon as `when()` holds: (status, printed)."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as printed:
         torchrun = start(n, arguments, printed)
         while not when():
             if torchrun.poll() is not None:
@@ -54,7 +54,7 @@ def start(n: int, arguments: tuple, printed) -> subprocess.Popen:
     # behind --, torchrun takes no option of ours for one of its own
     ours = ["-m", "--", *rest] if first == "-m" else ["--", first, *rest]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--standalone", *ours]
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME), "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env={**os.environ, **settings}, stdout=printed, stderr=subprocess.STDOUT)
 
 

@@ -106,7 +106,7 @@ def check_share_out(share_out) -> str:
             rising = _greedy(work, n, sorted(range(len(work)), key=work.__getitem__))
             expect(
                 owner not in (rising, _greedy(work, n, range(len(work)))),
-                f"{told} a large one comes late, when nothing is left to even it out: {loads}, not {best}",
+                f"{told} a large one comes late, and nothing is left\nto even it out: {loads}, not {best}",
             )
         expect(max(loads) <= max(best), f"{told} the loads are {loads}, the busiest could have {max(best)}")
     return "the slowest process has as little to do as the others"
@@ -134,7 +134,11 @@ def check_rows_held(rows_held) -> str:
         missing = sorted({*range(n_rows)} - {*flat})
         expect(not missing, f"{told}: nobody holds row {missing[0] if missing else 0}; blocks of n_rows // size rows\n"
                "leave a rest")  # fmt: skip
-        expect(len(flat) == len({*flat}), f"{told}: a row is held twice, the blocks {held} overlap")
+        expect(
+            len(flat) == len({*flat}),
+            f"{told}: a row is held twice, process 0 has {lengths[0]} rows and the next\n"
+            "one does not begin behind them",
+        )
         expect(
             all(end <= n_rows or first >= end for _, first, end in got),
             f"{told}: a block ends at {max(end for _, _, end in got)}, behind the last row: cut it off at n_rows",

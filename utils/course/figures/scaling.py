@@ -47,7 +47,7 @@ def draw_memory(n: Sequence[int], held: dict[str, dict[str, Sequence[float]]], g
             axes.axhline(gpu, color=GREY, ls="--", lw=1)
             axes.annotate("one GPU", (1, gpu), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
         axes.set(title=name, xlabel="processes")
-        axes.legend(loc="lower left")
+        axes.legend(loc="center right")
     both[0].set_ylabel("bytes in each process")
     return figure
 
