@@ -15,6 +15,7 @@ HOMES = {  # else one module of the chapter's name
     "tokenizer": ("tokenizer", "detokenizer"),
     "attention": ("attention", "positions", "norm"),
     "latent_attention": ("attention", "positions"),
+    "scaling": ("ranks",),
 }
 every_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 

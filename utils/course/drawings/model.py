@@ -15,6 +15,7 @@ CHAPTERS = {
     "06_training": ("embedding", "norm 1", "attention", "sum 1", "norm 2", "router", "experts", "sum 2", "norm 3",
                     "head", "loss", "optimizer"),
     "07_generation": ("sampling", "ids to text"),
+    "08_scaling": ("experts", "loss", "optimizer"),
 }  # fmt: skip
 
 
