@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from utils import device
 from utils.device import autocast, keep_freed_memory, pick_device, pick_number_format
 
 CUDA = torch.device("cuda")
@@ -90,3 +91,11 @@ def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded.append(name) or SimpleNamespace())
     keep_freed_memory()
     assert loaded == [None]  # the process itself, whatever its C library is called
+
+
+def test_one_matmul_that_was_held_up_does_not_choose_the_number_format(monkeypatch):
+    clock = iter([0.0, 5.0, 5.0, 5.001, 5.001, 5.003])  # three matmuls, the first in a crowd
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
+    device._seconds.cache_clear()
+    assert device._seconds(torch.float32) == pytest.approx(0.001)
+    device._seconds.cache_clear()

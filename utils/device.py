@@ -45,13 +45,14 @@ def pick_number_format(device: torch.device, wanted: str = "auto") -> tuple[str,
 
 @functools.cache  # a process does not change its mind
 def _seconds(dtype: torch.dtype) -> float:
-    """Best time of up to eight matmuls of the laptop model's size on the CPU.
+    """Best time of three to eight matmuls of the laptop model's size on the CPU.
 
-    A format that the processor lacks takes half a second for each: one is enough to know.
+    Eight where they are fast. The first one prepares its kernel, and any may be held up by other work, so none of them
+    decides alone; a format that the processor lacks takes half a second for each.
     """
     x, w = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
     times = []
-    while len(times) < 8 and sum(times) < 0.2:
+    while len(times) < 3 or (len(times) < 8 and sum(times) < 0.2):
         start = time.perf_counter()
         x @ w
         times.append(time.perf_counter() - start)
