@@ -394,6 +394,18 @@ def test_a_run_that_will_not_fit_is_refused_with_the_batch_that_would(monkeypatc
     assert train(model, data, RUN).step == 6
 
 
+def test_processes_share_the_windows_and_the_memory_of_a_cpu(monkeypatch):
+    model, _ = job()
+    config = dataclasses.replace(RUN, batch_size=64)
+    always, per_window = memory.activations(model, config.block_size, "fp32")
+    held_bytes = memory.plan(model, config).bytes - sum(p.nbytes for p in model.parameters()) + always
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * (held_bytes + 32 * per_window))
+    memory.refuse_too_much(model, config, "fp32", n_ranks=2)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * (held_bytes + 31 * per_window))
+    with pytest.raises(MemoryError, match=r"in each of 2 processes, .* for 32 windows .*: a batch_size of 62 fits"):
+        memory.refuse_too_much(model, config, "fp32", n_ranks=2)
+
+
 def test_a_device_that_is_full_in_mid_run_is_one_sentence_and_the_checkpoint_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping.Keeper, "FIRST_SAVE_SECONDS", 0)
     monkeypatch.setattr("utils.training.refuse_too_much", lambda *_: None)  # it runs the model as well

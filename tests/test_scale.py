@@ -7,7 +7,7 @@ from utils.__main__ import main
 from utils.config import KimiConfig, TrainConfig
 from utils.cost import plan
 from utils.model import count_parameters
-from utils.plan_command import PUBLISHED, size, time
+from utils.plan_command import PUBLISHED, duration, size
 from utils.scale import (
     ddp,
     fsdp,
@@ -78,8 +78,8 @@ def test_the_command_counts_before_there_is_a_machine(capsys):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(size(999), "999 bytes"), (size(1e3), "1 kB"), (size(5.29e14), "529 TB"), (time(90), "90.0 seconds"),
-     (time(7_200), "2.0 hours"), (time(10 * 86_400), "10.0 days"), (time(600), "10.0 minutes")],
+    [(size(999), "999 bytes"), (size(1e3), "1 kB"), (size(5.29e14), "529 TB"), (duration(90), "90.0 seconds"),
+     (duration(7_200), "2.0 hours"), (duration(10 * 86_400), "10.0 days"), (duration(600), "10.0 minutes")],
 )  # fmt: skip
 def test_units_suit_their_numbers(value, text):
     assert value == text

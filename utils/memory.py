@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,9 +59,8 @@ def refuse_too_much(model: Kimi, config: TrainConfig, number_format: str, n_rank
     weights = sum(p.nbytes for p in model.parameters())
     held = plan(model, config).bytes - weights  # gradients and optimizer
     always, per_window = activations(model, config.block_size, number_format)
-    ours = replace(config, batch_size=max(1, config.batch_size // n_ranks))
-    if held + always + ours.batch_size * per_window > free:
-        raise MemoryError(_sentence(ours, held + always, per_window, free))
+    if held + always + config.batch_size // n_ranks * per_window > free:
+        raise MemoryError(_sentence(config, held + always, per_window, free, n_ranks))
 
 
 def activations(model: Kimi, block_size: int, number_format: str) -> tuple[int, int]:
@@ -83,13 +81,14 @@ def _measured(model: Kimi, block_size: int, number_format: str) -> tuple[int, in
     return max(0, 2 * one - two), int(BACKWARD[model.device.type] * (two - one))
 
 
-def _sentence(config: TrainConfig, always: int, per_window: int, free: int) -> str:
-    fits = (free - always) // max(1, per_window)
+def _sentence(config: TrainConfig, always: int, per_window: int, free: int, n_ranks: int) -> str:
+    windows, fits = config.batch_size // n_ranks, (free - always) // max(1, per_window) * n_ranks
     way_out = f"a batch_size of {fits} fits" if fits > 0 else "not even a batch_size of 1 fits: take a smaller model"
-    needed = f"training takes {(always + config.batch_size * per_window) / GIGA:.1f} GB"
+    each = f" in each of {n_ranks} processes" if n_ranks > 1 else ""
+    needed = f"training takes {(always + windows * per_window) / GIGA:.1f} GB{each}"
     parts = f"{always / GIGA:.1f} of them for gradients, optimizer and what any batch needs"
-    windows = f"the rest for {config.batch_size} windows of {config.block_size} tokens"
-    return f"{needed}, {parts}, {windows}; {free / GIGA:.1f} GB are free: {way_out}"
+    rest = f"the rest for {windows} windows of {config.block_size} tokens"
+    return f"{needed}, {parts}, {rest}; {free / GIGA:.1f} GB are free: {way_out}"
 
 
 @contextlib.contextmanager

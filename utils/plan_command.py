@@ -33,7 +33,7 @@ def plan_command(args: argparse.Namespace) -> int:
     print(f"{args.model}: {total:,} parameters, {active:,} active for each token")
     print(f"{config.steps:,} steps of {tokens:,} tokens: {flops:.2e} FLOPs, {share:.0%} of them Newton-Schulz")
     takes = seconds(model, config, args.gpus, args.peak, args.mfu)
-    print(f"{time(takes)} where each of {args.gpus} GPUs reaches {reached}")
+    print(f"{duration(takes)} where each of {args.gpus} GPUs reaches {reached}")
 
     print(f"\n{f'on {args.gpus} GPUs':45}{'each holds':>14}{'sends in a step':>18}")
     line("a copy of the model (ddp)", ddp(model, config, args.gpus))
@@ -76,7 +76,7 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:,.3g} TB" if n_bytes < 1000 else f"{n_bytes:,.0f} TB"
 
 
-def time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds in a unit that suits them."""
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -63,7 +63,7 @@ class Ranks:
 
     def of_first(self, number: int) -> int:
         """The number that the first process has, on each of them."""
-        return self.sum(torch.tensor(number if self.is_first else 0)).item()
+        return self.sum(torch.tensor(int(number) if self.is_first else 0)).item()  # a bool would be of another size
 
     def join_(self, record: Record) -> None:
         """Let the record of a step say what the forwards of all processes left behind: loads, largest logits."""
@@ -89,7 +89,7 @@ class Ranks:
         So dropout differs from process to process, and a run that goes on draws what it would have drawn.
         """
         if self.size > 1:
-            torch.manual_seed(hash((seed, step, self.rank)) % 2**63)
+            torch.manual_seed(hash((seed, step, self.rank)) % 2**63)  # of whole numbers, so the same everywhere
 
     @contextlib.contextmanager
     def first_first(self) -> Iterator[None]:
@@ -101,9 +101,8 @@ class Ranks:
             self.wait()
 
     def wait(self) -> None:
-        """For all others to come here."""
-        if self.size > 1:
-            dist.barrier()
+        """For all others to come here. It passes through the CPU: NCCL's own barrier would have to guess a GPU."""
+        self.any(False)
 
 
 def is_launched() -> bool:
@@ -130,9 +129,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     # torchrun asks those that are left to end as soon as one has: what happened must be said before
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
+        ranks = Ranks()
         with _silent(rank > 0):
-            yield Ranks()
-        dist.barrier()
+            yield ranks
+        ranks.wait()
         dist.destroy_process_group()
     except Exception as error:
         if is_lost(error):

@@ -118,11 +118,8 @@ class RunState:
         self.refuse_broken()
         model = getattr(self.model, "_orig_mod", self.model)
         weights, averages = model.state_dict(), tensors_of(self.optimizer.state_dict())
-        if self.form.is_sharded:  # one after the other, for no device has room for all
-            weights, averages = (
-                {name: gathered(tensor, wanted=folder is not None) for name, tensor in tensors.items()}
-                for tensors in (weights, averages)
-            )
+        if self.form.is_sharded:
+            weights, averages = (gathered(tensors, wanted=folder is not None) for tensors in (weights, averages))
         if folder is not None:
             self.write(folder, weights, averages)
         self.saved_step = self.step

@@ -40,12 +40,13 @@ def train_on(ranks: Ranks, args: argparse.Namespace) -> int:
     started = time.monotonic()
     preset, architecture = args.preset or ("colab" if torch.cuda.is_available() else "laptop"), args.model or "k2"
     folder = Path(args.run or (f"runs/{preset}" if architecture == "k2" else f"runs/{architecture}-{preset}"))
-    refuse_other_run(folder, args.resume, args.overwrite)
+    ours = folder if ranks.is_first else None  # where this process writes
+    refuse_other_run(ours, args.resume, args.overwrite)
     # a part of the model may be all that fits into the memory of a device
     device = torch.device("cpu") if ranks.size > 1 and args.parallel == "fsdp" else pick_device()
     with ranks.first_first():  # the others find its copy, and its tokens on disk
         if args.resume:
-            take_copy(folder if ranks.is_first else None, args.copy_to and Path(args.copy_to))
+            take_copy(ours, args.copy_to and Path(args.copy_to))
         recipe = _saved_recipe(folder, args) if args.resume else _new_recipe(architecture, preset, args)
         model, data, config = build(recipe, device, run=folder if args.resume else None)
     if model.device.type == "cpu":

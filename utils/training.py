@@ -83,10 +83,11 @@ def train(
     """
     ranks = Ranks()
     folder, copies = (None if path is None else Path(path) for path in (out_dir, copy_to))
-    refuse_other_run(folder, resume, overwrite)
-    refuse_other_run(copies, resume, overwrite)
     if copies and not folder:
         raise ValueError("copy_to copies the checkpoints of out_dir, which is None")
+    ours, our_copies = (folder, copies) if ranks.is_first else (None, None)  # where this process writes
+    refuse_other_run(ours, resume, overwrite)
+    refuse_other_run(our_copies, resume, overwrite)
     if config.block_size > model.config.block_size:
         limit = model.config.block_size
         raise ValueError(f"TrainConfig.block_size is {config.block_size}, the model's is {limit}: at most that")
@@ -94,12 +95,11 @@ def train(
     form = form_of(model, parallel, config, ranks)
     if watch and form.is_sharded:
         raise ValueError("watch is given a whole model, and with parallel='fsdp' no process has one: take 'ddp'")
-    ours = folder if ranks.is_first else None  # where this process writes
     watch, show = (watch, show) if ranks.is_first else (None, None)
     with held(ours), patient_output():
         with ranks.first_first():
             if resume:
-                take_copy(ours, copies)
+                take_copy(ours, our_copies)
         saved = load_run(folder, model.device) if resume and folder and holds_run(folder) else None
         wanted = saved["training"]["number_format"] if saved else config.number_format
         number_format, reason = pick_number_format(model.device, wanted)
@@ -120,7 +120,7 @@ def train(
             if saved:
                 run.restore(saved)
             accessories = Accessories()
-            keeper = Keeper(run, folder, accessories, stop, copies and ours and Mirror(ours, copies))
+            keeper = Keeper(run, folder, accessories, stop, our_copies and Mirror(ours, our_copies))
             with told_lost(run.what_is_left):
                 keep_training(run, keeper, watch, show)
         accessories.remind()

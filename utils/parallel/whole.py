@@ -43,10 +43,17 @@ def full(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def gathered(value: torch.Tensor, wanted: bool) -> torch.Tensor:
-    """`full` on the CPU, where this process wants it; every process must ask."""
-    whole = full(value)
-    return whole.cpu() if wanted else whole.new_empty(0)
+def gathered(parts: dict[str, torch.Tensor], wanted: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU, in a process that wants them; every process must call it.
+
+    One after the other, for no device has room for all.
+    """
+    whole = {}
+    for name, part in parts.items():
+        tensor = full(part)
+        if wanted:
+            whole[name] = tensor.cpu()
+    return whole
 
 
 def cut_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
