@@ -26,9 +26,15 @@ STORIES = os.environ.get(PATH_VARIABLE)
 RUNS = tempfile.TemporaryDirectory(prefix="kimi-runs-")
 
 
+LONGEST = "test_parallel"  # of the modules: it starts dozens of processes
+
+
 def pytest_collection_modifyitems(items: list) -> None:
-    """What takes longest, the notebooks, begins."""
-    items.sort(key=lambda item: not _part(item.nodeid)[0].isdigit())  # stable: else as collected
+    """What takes longest, the notebooks, begins, then the longest module: at the end one process would wait for it."""
+    parts = {item.nodeid: _part(item.nodeid) for item in items}
+    items.sort(
+        key=lambda item: (not parts[item.nodeid][0].isdigit(), parts[item.nodeid] != LONGEST)
+    )  # else as collected
 
 
 @pytest.hookimpl(optionalhook=True)
