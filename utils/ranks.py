@@ -11,6 +11,7 @@ import os
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
@@ -132,7 +133,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ranks = Ranks()
         with _silent(rank > 0):
             yield ranks
-        ranks.wait()
+        _part()
         dist.destroy_process_group()
     except Exception as error:
         if is_lost(error):
@@ -143,6 +144,19 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         raise error from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _part() -> None:
+    """Wait for all others, and until gloo's thread holds nothing of ours.
+
+    It frees what was sent a little after we have it, for which it needs Python: where that has ended, torch aborts.
+    """
+    sent = torch.zeros(1)
+    held = weakref.ref(sent)
+    dist.all_reduce(sent)
+    del sent
+    while held() is not None:
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager
