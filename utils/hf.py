@@ -11,28 +11,24 @@ tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from utils.config import KimiConfig
-from utils.files import json_part, read_json, refuse_unwritable, sha256_of, write_atomically
+from utils.files import read_json, refuse_unwritable, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
+from utils.hf_names import published_tensors
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
+from utils.hf_weights import SUMS, WEIGHTS, check_sums, read_weights, separate_experts, shapes_in
 from utils.model import Kimi
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-SUMS = "SHA256SUMS"  # of the other files, as sha256sum writes and checks it
+CONFIG = "config.json"
 COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
-FUSED = re.compile(r"(.+\.mlp\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,7 +54,7 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
         texts |= tokenizer_files(model.tokenizer, model.config.block_size)
     # all in memory before the first is written
     files = {name: json.dumps(text, ensure_ascii=False, indent=2).encode() for name, text in texts.items()}
-    tensors = {name: t.cpu().contiguous() for name, t in _tensors(model).items()}
+    tensors = {name: t.cpu().contiguous() for name, t in published_tensors(model).items()}
     if model.head.weight is model.embedding.weight:  # tied: safetensors takes no memory twice
         tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
     files[WEIGHTS] = save(tensors, {"format": "pt"})
@@ -78,22 +74,22 @@ def import_hf(folder: str | Path) -> Kimi:
     refused where a file is not the one that was written with the others.
     """
     folder = Path(folder)
-    _check_sums(folder)
+    check_sums(folder)
     state = read_json(folder / CONFIG)
     config = read_config(state, folder / CONFIG)
     _refuse_more_than_is_there(config, n_second_heads(state, folder / CONFIG), folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
-        wanted = _tensors(Kimi(config))
+        wanted = published_tensors(Kimi(config))
     n_second = n_second_heads(state, folder / CONFIG)
     second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
     weights = {
         name: tensor
-        for name, tensor in _separate_experts(_read_weights(folder)).items()
+        for name, tensor in separate_experts(read_weights(folder)).items()
         if not name.startswith(second) and not name.endswith(COMPUTED)
     }
     _check_tensors(weights, wanted, folder)
     model = Kimi(config)
-    for name, tensor in _tensors(model).items():
+    for name, tensor in published_tensors(model).items():
         tensor.copy_(weights[name])
     model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is None and (folder / TOKENIZER).is_file():
@@ -103,130 +99,17 @@ def import_hf(folder: str | Path) -> Kimi:
     return model.eval()
 
 
-def _tensors(model: Kimi) -> dict[str, torch.Tensor]:
-    """Every tensor of a k2 model under its published name, as a view of the model's memory."""
-    named = {
-        "model.embed_tokens.weight": model.embedding.weight,
-        "model.norm.weight": model.norm.weight,
-        "lm_head.weight": model.head.weight,
-    }
-    for i, block in enumerate(model.blocks):
-        layer, attention, ffn = f"model.layers.{i}", block.attention, block.ffn
-        for name, module in {
-            "input_layernorm": block.attention_norm,
-            "self_attn.q_a_proj": attention.w_q_down,
-            "self_attn.q_a_layernorm": attention.q_norm,
-            "self_attn.q_b_proj": attention.w_q_up,
-            "self_attn.kv_a_proj_with_mqa": attention.w_kv_down,
-            "self_attn.kv_a_layernorm": attention.kv_norm,
-            "self_attn.kv_b_proj": attention.w_kv_up,
-            "self_attn.o_proj": attention.w_o,
-            "post_attention_layernorm": block.ffn_norm,
-        }.items():
-            named[f"{layer}.{name}.weight"] = module.weight
-        if i < model.config.first_k_dense:
-            named |= named_as_published(f"{layer}.mlp", ffn.w_up, ffn.w_down)
-            continue
-        named[f"{layer}.mlp.gate.weight"] = ffn.router.gate.weight
-        named[f"{layer}.mlp.gate.e_score_correction_bias"] = ffn.router.expert_bias
-        for e, (w_up, w_down) in enumerate(zip(ffn.experts.w_up, ffn.experts.w_down, strict=True)):
-            named |= named_as_published(f"{layer}.mlp.experts.{e}", w_up, w_down)
-        # without a shared expert, transformers has one of width 0
-        none = ffn.router.gate.weight.new_empty(2, 0, model.config.d_model)
-        w_up, w_down = (none, none[0].T) if ffn.shared is None else (ffn.shared.w_up, ffn.shared.w_down)
-        named |= named_as_published(f"{layer}.mlp.shared_experts", w_up, w_down)
-    return {name: tensor.detach() for name, tensor in named.items()}
-
-
-def named_as_published(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> dict[str, torch.Tensor]:
-    """w_up (2, F, D), value then gate, and w_down (D, F); the published files call the value `up`."""
-    value, gate = w_up
-    return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}
-
-
-def _check_sums(folder: Path) -> None:
-    """Raise ValueError where a file of an export is not the one that was written."""
-    if not (folder / SUMS).is_file():
-        return
-    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        file = folder / _plain_name(name, SUMS)
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}, which {SUMS} lists")
-        if sha256_of(file) != digest:
-            raise ValueError(f"{file} is not the file that was exported with the others: it was damaged or changed (if "
-                             f"you meant to change it, delete {SUMS})")  # fmt: skip
-
-
-def _plain_name(name: object, where: str) -> str:
-    """The name of a file in the folder itself. Raises ValueError for any other path."""
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{where} names the file {name!r:.100}, it must be a plain name, without a folder")
-    return name
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The one file of weights, or the shards that an index names."""
-    files = [folder / WEIGHTS]
-    if not files[0].is_file() and (folder / INDEX).is_file():
-        shards = json_part(read_json(folder / INDEX), "weight_map").values()
-        files = [folder / name for name in sorted({_plain_name(shard, INDEX) for shard in shards})]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-    return files
-
-
 def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) -> None:
     """Raise ValueError where config.json counts more layers or experts than the files have tensors for.
 
     Only their headers are read: so many layers need not even be described.
     """
-    shapes = []
-    for file in _weight_files(folder):
-        with _refused(file), safe_open(file, "pt") as opened:
-            shapes += [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+    shapes = shapes_in(folder)
     most = {name: len(shapes) for name in ("num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers")}
     most["n_routed_experts"] = max([len(shapes), *(shape[0] for shape in shapes if len(shape) == 3)])  # in one tensor
     for name, value in zip(most, (config.n_layers, config.n_experts, n_second), strict=True):
         if value > most[name]:
             raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    weights = {}
-    for file in _weight_files(folder):
-        with _refused(file):
-            weights |= load_file(file)
-    return weights
-
-
-@contextlib.contextmanager
-def _refused(file: Path) -> Iterator[None]:
-    """In it, what is wrong with a file of weights is a ValueError that names it."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file or is cut off ({error})") from error
-
-
-def _separate_experts(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same with published names for experts that lie in one tensor, as transformers 5 has them in memory.
-
-    gate_up_proj (E, 2F, D), gate first, and down_proj (E, D, F).
-    """
-    separate = {}
-    for name, tensor in weights.items():
-        fused = FUSED.fullmatch(name)
-        if fused is None or tensor.ndim != 3:
-            separate[name] = tensor
-            continue
-        experts, kind = fused.groups()
-        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
-        for e, matrix in enumerate(tensor):
-            for part, piece in zip(parts, matrix.chunk(len(parts)), strict=False):
-                separate[f"{experts}.{e}.{part}.weight"] = piece
-    return separate
 
 
 def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
