@@ -60,6 +60,10 @@ SHAPES = {
     ),
     "odd widths": dict(kv_lora_rank=23, q_lora_rank=39, qk_nope_head_dim=15, v_head_dim=11, n_heads=3),
     "no shared expert": dict(n_shared_experts=0),
+    "no query latent": dict(q_lora_rank=0, n_shared_experts=2),
+    "no query latent, YaRN, three shared experts": dict(
+        q_lora_rank=0, n_shared_experts=3, qk_rope_head_dim=16, yarn_factor=32.0, yarn_original=64, block_size=2048
+    ),
 }
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 TOLERANCE = 1e-4
@@ -104,9 +108,10 @@ def independent_config(config: KimiConfig) -> transformers.DeepseekV3Config:
         moe_intermediate_size=config.d_ff, num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
         num_key_value_heads=config.n_heads, n_shared_experts=config.n_shared_experts,
         n_routed_experts=config.n_experts, routed_scaling_factor=config.routed_scaling_factor,
-        kv_lora_rank=config.kv_lora_rank, q_lora_rank=config.q_lora_rank, qk_rope_head_dim=config.qk_rope_head_dim,
-        v_head_dim=config.v_head_dim, qk_nope_head_dim=config.qk_nope_head_dim, n_group=config.n_group,
-        topk_group=config.topk_group, num_experts_per_tok=config.top_k, first_k_dense_replace=config.first_k_dense,
+        kv_lora_rank=config.kv_lora_rank, q_lora_rank=config.q_lora_rank or None,
+        qk_rope_head_dim=config.qk_rope_head_dim, v_head_dim=config.v_head_dim,
+        qk_nope_head_dim=config.qk_nope_head_dim, n_group=config.n_group, topk_group=config.topk_group,
+        num_experts_per_tok=config.top_k, first_k_dense_replace=config.first_k_dense,
         max_position_embeddings=config.block_size, rms_norm_eps=config.norm_eps, rope_parameters=rope,
         num_nextn_predict_layers=0,
     )  # fmt: skip
@@ -541,8 +546,19 @@ def test_null_means_no_latent_for_queries_but_all_heads_for_keys(tmp_path):
     file.write_text(file.read_text().replace('"num_key_value_heads": 4', '"num_key_value_heads": null'))
     import_hf(tmp_path)  # null is as many as there are heads
     file.write_text(file.read_text().replace('"q_lora_rank": 40', '"q_lora_rank": null'))
-    with pytest.raises(ValueError, match="q_lora_rank is None, it must be a whole number"):
+    with pytest.raises(ValueError, match=r"has the tensor .*\.q_a_\w+\.weight, which .* must not have"):
         import_hf(tmp_path)
+    file.write_text(file.read_text().replace('"q_lora_rank": null', '"q_lora_rank": 0'))
+    with pytest.raises(ValueError, match=r"q_lora_rank is 0 in .*config\.json, it must be 1 or more, or null"):
+        import_hf(tmp_path)
+
+
+def test_without_a_query_latent_config_json_says_null_and_the_file_has_one_matrix(tmp_path):
+    export_hf(random_model("no query latent"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["q_lora_rank"] is None
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    assert shapes["model.layers.0.self_attn.q_proj.weight"] == [4 * (16 + 8), 64]
+    assert not any(".q_a_" in name or ".q_b_" in name for name in shapes)
 
 
 WRONG = (None, "1", 1.5, -1, True, [], {}, math.nan)
@@ -582,6 +598,8 @@ def test_whatever_stands_in_a_field_gives_a_model_or_one_sentence_that_names_it(
     names = {field, *(ours for ours, theirs in (FIELDS | YARN).items() if theirs == field)}
     if field == "type":
         names.add("rope_type")
+    if field == "q_lora_rank":
+        names |= {"q_a_proj", "q_a_layernorm"}  # of a latent that null says is not there
     instead = {"type": "rope_type", "num_mtp_layers": "num_nextn_predict_layers"}  # what goes before it
     for value in WRONG:
         changed = copy.deepcopy(state)

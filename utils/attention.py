@@ -156,9 +156,9 @@ class MultiHeadLatentAttention(nn.Module):
     """Attention whose keys and values come from one latent of C channels, beside one rotated key.
 
     A head's query and key have n channels without and R with rotation, its value v; the R of the
-    key are the same for all heads. Training and prefill expand the latent to keys and values (naive
-    form). A decoding step works on the latents themselves, with the expansion moved to the query
-    and the output (absorbed form): the cache holds C + R numbers for each position.
+    key are the same for all heads. Queries have their own latent, unless q_lora_rank is 0. Training
+    and prefill expand the latent to keys and values (naive form). A decoding step works on latents,
+    the expansion moved to query and output (absorbed form): the cache has C + R numbers a position.
     """
 
     def __init__(self, config: K2Config):
@@ -167,9 +167,10 @@ class MultiHeadLatentAttention(nn.Module):
         stretch = 0.1 * math.log(config.yarn_factor) + 1  # YaRN: longer contexts get sharper attention
         self.scale = config.qk_head_dim**-0.5 * stretch**2
         heads, latent = config.n_heads, config.kv_lora_rank
-        self.w_q_down = nn.Linear(config.d_model, config.q_lora_rank, bias=False)
-        self.q_norm = RMSNorm(config.q_lora_rank)
-        self.w_q_up = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)  # a head's rows: n, then R
+        q_latent = config.q_lora_rank or config.d_model  # with a q_lora_rank of 0, the queries are read from x itself
+        self.w_q_down = nn.Linear(config.d_model, q_latent, bias=False) if config.q_lora_rank else nn.Identity()
+        self.q_norm = RMSNorm(q_latent) if config.q_lora_rank else nn.Identity()
+        self.w_q_up = nn.Linear(q_latent, heads * config.qk_head_dim, bias=False)  # a head's rows: n, then R
         self.w_kv_down = nn.Linear(config.d_model, latent + config.qk_rope_head_dim, bias=False)  # rows: C, then R
         self.kv_norm = RMSNorm(latent)
         key_and_value = config.qk_nope_head_dim + config.v_head_dim  # a head's rows: n for its key, then v

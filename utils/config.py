@@ -140,7 +140,7 @@ class K2Config(KimiConfig):
     n_experts: int = with_default(KimiConfig, "n_experts", 32)
     top_k: int = with_default(KimiConfig, "top_k", 8)
     balance_coef: float = with_default(KimiConfig, "balance_coef", 0.0)
-    q_lora_rank: int = whole(48, "width of the query latent")
+    q_lora_rank: int = whole(48, "width of the query latent, 0 reads the queries from x itself", least=0)
     kv_lora_rank: int = whole(16, "C: width of the latent that keys and values share")
     qk_nope_head_dim: int = whole(32, "channels of a head's query and key without rotation")
     qk_rope_head_dim: int = whole(16, "R: rotated channels of a query, and of the key all heads share")

@@ -50,6 +50,7 @@ def config_json(model: Kimi) -> dict:
         **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
         "routed_scaling_factor": float(config.routed_scaling_factor),  # transformers takes no int for these two
         "rms_norm_eps": float(config.norm_eps),
+        "q_lora_rank": config.q_lora_rank or None,  # null there is our 0: queries without a latent
         "num_key_value_heads": config.n_heads,
         "num_nextn_predict_layers": 0,
         **FIXED,
@@ -77,6 +78,10 @@ def read_config(state: dict, file: Path) -> KimiConfig:
     for name, allowed in FIXED.items():
         check(given, name, allowed, allowed)
     values = {ours: state.get(theirs, getattr(DEFAULTS, ours)) for ours, theirs in FIELDS.items()}
+    if values["q_lora_rank"] == 0:  # to transformers, a latent of no channels
+        raise ValueError(f"q_lora_rank is {values['q_lora_rank']!r} in {file}, it must be 1 or more, or null")
+    if values["q_lora_rank"] is None:  # Moonlight's queries have no latent
+        values["q_lora_rank"] = 0
     if values["n_group"] is None:  # DeepSeek's own code calls it so where there are no groups
         values["n_group"] = 1
     if values["topk_group"] is None and values["n_group"] == 1:

@@ -26,13 +26,18 @@ def published_tensors(model: Kimi) -> dict[str, torch.Tensor]:
 def block_tensors(block: Block, layer: int) -> dict[str, torch.Tensor]:
     """Those of one block that every token needs: norms, attention, dense feed-forward or router and shared experts."""
     prefix, attention, ffn = f"model.layers.{layer}", block.attention, block.ffn
+    queries = {"self_attn.q_proj": attention.w_q_up}
+    if attention.config.q_lora_rank:
+        queries = {
+            "self_attn.q_a_proj": attention.w_q_down,
+            "self_attn.q_a_layernorm": attention.q_norm,
+            "self_attn.q_b_proj": attention.w_q_up,
+        }
     named = {
         f"{prefix}.{name}.weight": module.weight
         for name, module in {
             "input_layernorm": block.attention_norm,
-            "self_attn.q_a_proj": attention.w_q_down,
-            "self_attn.q_a_layernorm": attention.q_norm,
-            "self_attn.q_b_proj": attention.w_q_up,
+            **queries,
             "self_attn.kv_a_proj_with_mqa": attention.w_kv_down,
             "self_attn.kv_a_layernorm": attention.kv_norm,
             "self_attn.kv_b_proj": attention.w_kv_up,
