@@ -22,6 +22,7 @@ from safetensors.torch import save
 from utils.config import KimiConfig
 from utils.files import read_json, refuse_unwritable, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
+from utils.hf_fp8 import E4M3, dequantised, fp8_block, take_scales
 from utils.hf_names import published_tensors
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.hf_weights import SUMS, WEIGHTS, check_sums, read_weights, separate_experts, shapes_in
@@ -76,7 +77,7 @@ def import_hf(folder: str | Path) -> Kimi:
     folder = Path(folder)
     check_sums(folder)
     state = read_json(folder / CONFIG)
-    config = read_config(state, folder / CONFIG)
+    config, block = read_config(state, folder / CONFIG), fp8_block(state, folder / CONFIG)
     _refuse_more_than_is_there(config, n_second_heads(state, folder / CONFIG), folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = published_tensors(Kimi(config))
@@ -87,10 +88,12 @@ def import_hf(folder: str | Path) -> Kimi:
         for name, tensor in separate_experts(read_weights(folder)).items()
         if not name.startswith(second) and not name.endswith(COMPUTED)
     }
-    _check_tensors(weights, wanted, folder)
+    scales = take_scales(weights, block, folder)
+    _check_tensors(weights, wanted, folder, (*DTYPES, E4M3) if block else DTYPES)
     model = Kimi(config)
     for name, tensor in published_tensors(model).items():
-        tensor.copy_(weights[name])
+        # one by one: all at once, the weights of a large model would be in memory twice
+        tensor.copy_(dequantised(weights[name], scales[name], block) if name in scales else weights[name])
     model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is None and (folder / TOKENIZER).is_file():
         warnings.warn(f"{folder / TOKENIZER} is not one of ours: the model has no tokenizer", stacklevel=2)
@@ -112,18 +115,18 @@ def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) 
             raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
 
 
-def _check_tensors(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
+def _check_tensors(
+    weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path, dtypes: tuple[torch.dtype, ...]
+) -> None:
     for name, tensor in weights.items():
-        if name.endswith("weight_scale_inv"):
-            raise ValueError(f"{folder} has the tensor {name}: weights in fp8 must be converted to bf16 first")
         if name not in wanted:
             raise ValueError(f"{folder} has the tensor {name}, which a model with this config.json must not have")
         shape, right = list(tensor.shape), list(wanted[name].shape)
         if shape != right:
             raise ValueError(f"{name} in {folder} has the shape {shape}, by config.json it must be {right}")
-        if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} in {folder} is {tensor.dtype}, it must be {' or '.join(map(str, DTYPES))}")
-        if not torch.isfinite(tensor).all():
+        if tensor.dtype not in dtypes:
+            raise ValueError(f"{name} in {folder} is {tensor.dtype}, it must be {' or '.join(map(str, dtypes))}")
+        if not torch.isfinite(tensor.float() if tensor.dtype == E4M3 else tensor).all():
             raise ValueError(f"{name} in {folder} holds numbers that are not finite")
     for name in wanted:
         if name not in weights:

@@ -65,7 +65,10 @@ def config_json(model: Kimi) -> dict:
 
 
 def read_config(state: dict, file: Path) -> KimiConfig:
-    """The config that `config.json` describes; raises ValueError for what this project does not have."""
+    """The config that `config.json` describes; raises ValueError for what this project does not have.
+
+    How the weights are stored (`quantization_config`) is no part of it: see `hf_fp8`.
+    """
 
     def check(values: dict, name: str, default, *allowed) -> None:
         value = values.get(name, default)
@@ -73,7 +76,6 @@ def read_config(state: dict, file: Path) -> KimiConfig:
             raise ValueError(f"{name} is {value!r} in {file}, it must be {' or '.join(map(repr, allowed))}")
 
     check(state, "model_type", None, *MODEL_TYPES)
-    check(state, "quantization_config", None, None)
     given = without_nulls(state)
     for name, allowed in FIXED.items():
         check(given, name, allowed, allowed)
