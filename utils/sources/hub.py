@@ -28,6 +28,9 @@ class NoSuchSplit(ValueError):
     """The dataset has no such split."""
 
 
+FINAL = NoSuchSplit, NoSuchColumn
+
+
 def hub_rows(n: int, split: str, dataset: str = HUB_DATASET, column: str | None = None) -> tuple[str, list[str]]:
     """(the column, the first `n` texts in it) of a split of `dataset`, see `HubSplit`."""
     from tqdm.auto import tqdm
@@ -51,7 +54,7 @@ class HubSplit:
         name, _, config = dataset.partition(":")
         if problem := hub_problem(name):
             raise ConnectionError(f"no network: {problem}")
-        self.revision, self.column, self._rows = _patiently(lambda: _opened(split, name, config or None, column))
+        self.revision, self.column, self._rows = patiently(lambda: _opened(split, name, config or None, column), *FINAL)
 
     def __iter__(self) -> Iterator[str]:
         done, texts = 0, None
@@ -66,7 +69,7 @@ class HubSplit:
                 raise
 
         try:
-            while (text := _patiently(following)) is not None:
+            while (text := patiently(following, *FINAL)) is not None:
                 done += 1
                 yield text
         finally:
@@ -81,12 +84,15 @@ class HubSplit:
                 yield text
 
 
-def _patiently(attempt: Callable[[], T]) -> T:
-    """What `attempt` returns, tried again where it fails. Raises ConnectionError where it keeps failing."""
+def patiently(attempt: Callable[[], T], *final: type[Exception]) -> T:
+    """What `attempt` returns, tried again where it fails. Raises ConnectionError where it keeps failing.
+
+    final: the errors that no patience helps against; they are raised at once.
+    """
     for wait in (*PATIENCE, None):
         try:
             return attempt()
-        except (NoSuchSplit, NoSuchColumn):
+        except final:
             raise
         except Exception as error:  # whatever goes wrong out there
             problem = error
@@ -112,8 +118,11 @@ def _opened(split: str, name: str, config: str | None, column: str | None) -> tu
     return revision, column_of(named, column, name), rows
 
 
-def hub_problem(name: str = HUB_DATASET) -> str | None:
-    """Why the hub cannot be used, or None. It answers within PROBE_SECONDS, whatever the network does."""
+def hub_problem(name: str = HUB_DATASET, kind: str = "datasets") -> str | None:
+    """Why the hub cannot be used for a repository, or None; kind: datasets or models.
+
+    It answers within PROBE_SECONDS, whatever the network does.
+    """
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return f"{variable} is set"
@@ -123,7 +132,7 @@ def hub_problem(name: str = HUB_DATASET) -> str | None:
 
     def probe() -> None:
         try:
-            with urllib.request.urlopen(f"{ENDPOINT}/api/datasets/{name}", timeout=PROBE_SECONDS):
+            with urllib.request.urlopen(f"{ENDPOINT}/api/{kind}/{name}", timeout=PROBE_SECONDS):
                 problems.append(None)
         except urllib.error.HTTPError as error:
             # 401 asks for a token, which datasets sends; 429 and 5xx ask for patience, which there is.
