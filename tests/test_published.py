@@ -357,7 +357,7 @@ def test_a_hub_that_lies_about_a_size_is_found_out(hub, tmp_path, size):
 
 
 def test_what_is_not_there_is_said(hub, tmp_path):
-    with pytest.raises(ConnectionError, match=r"somebody/else cannot be opened: .* answers 404"):
+    with pytest.raises(ConnectionError, match=r"somebody/else is no folder, and on the hub it cannot be opened: .* answers 404"):
         open_published("somebody/else", cache=tmp_path)
     with pytest.raises(FileNotFoundError, match="no repository somebody/small-model with the revision v9"):
         open_published(f"{REPO}@v9", cache=tmp_path)
@@ -546,3 +546,25 @@ def test_moonshots_two_files_make_the_tokenizer_that_tiktoken_makes(tmp_path):
 def test_a_copy_of_a_lazy_model_reads_the_same_files(small):
     model = open_published(small)
     assert isinstance(model, LazyKimi) and copy.deepcopy(model).tensors is model.tensors
+
+
+@pytest.mark.parametrize("name", ["runs/mine/hf", "model", "", "../secret/model", "a/b/c", "a /b"])
+def test_what_is_no_folder_and_no_name_is_said(name):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor OWNER/NAME"):
+        open_published(name)
+
+
+def test_a_hub_that_names_no_commit_writes_nowhere(hub, small, tmp_path):
+    hub.commits = {"../../somewhere": small}
+    with pytest.raises(ValueError, match=r"is at the commit '../../somewhere', it must be"):
+        open_published(REPO, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(hub, tmp_path, monkeypatch):
+    model = open_published(REPO, cache=tmp_path)
+    before = model.tensors.kept.bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.warns(UserWarning, match="what is fetched is not kept: .* is on a disk that is nearly full"):
+        assert len(list(stream_layers(model, "cat"))) == model.config.n_layers
+    assert model.tensors.kept.bytes == before

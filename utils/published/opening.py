@@ -15,7 +15,7 @@ from utils.hf_names import published_tensors
 from utils.hf_tokenizer import SETTINGS, TOKENIZER, read_tokenizer
 from utils.published.keeping import Kept
 from utils.published.lazy import LazyKimi
-from utils.published.source import Folder, Repository
+from utils.published.source import NAME, Folder, Repository
 from utils.published.tensors import Tensors
 from utils.tokenizer import WordTokenizer
 
@@ -23,9 +23,7 @@ RANKS = "tiktoken.model"  # the file of ranks in Moonshot's repositories
 CACHE = Path("~/.cache/kimi_k2_from_scratch/published")
 
 
-def open_published(
-    name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 20.0, device: str = "cpu"
-) -> LazyKimi:
+def open_published(name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 20.0) -> LazyKimi:
     """A published DeepSeek-V3 or Kimi K2, whose tensors are read when they are used.
 
     name: a folder, or a repository on the hub, "OWNER/NAME" or "OWNER/NAME@REVISION". cache: a folder for what is
@@ -39,6 +37,8 @@ def open_published(
     kept = None
     if os.path.isdir(name):
         source = Folder(name)
+    elif not NAME.fullmatch(str(name)):
+        raise FileNotFoundError(f"{name} is neither a folder nor OWNER/NAME, a repository on the hub")
     else:
         folder = Path(cache or CACHE).expanduser()
         source = Repository(str(name), folder)
@@ -48,7 +48,7 @@ def open_published(
     config, n_second = read_config(state, file), n_second_heads(state, file)
     tensors = Tensors(source, fp8_block(state, file), kept)
     _refuse_more_than_is_there(config, tensors, file)
-    model = LazyKimi(config, tensors, device)
+    model = LazyKimi(config, tensors)
     _refuse_other_names(model, n_second)
     model.tokenizer = _tokenizer(source, config)
     return model

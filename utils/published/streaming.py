@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from utils.generation import prompt_ids, read_of
 from utils.moe import MoE
@@ -81,9 +82,10 @@ def stream_layers(model: LazyKimi, prompt: str, n_layers: int | None = None) -> 
     """
     print(reading(model, prompt, n_layers))
     tokens = _tokens(model, prompt)
-    positions = torch.arange(tokens.shape[1], device=model.device)  # (T,)
+    positions = torch.arange(tokens.shape[1])  # (T,)
     x, angles = model.positions(model.embedding(tokens), positions)  # (1, T, D), (T, R/2)
-    for i, block in enumerate(model.blocks[: _checked(model, n_layers)]):
+    blocks = model.blocks[: _checked(model, n_layers)]
+    for i, block in enumerate(tqdm(blocks, "layers", leave=False, disable=not model.tensors.source.is_remote)):
         before, record = model.tensors.bytes_read, LayerRecord()
         x = block(x, angles, record=record)  # (1, T, D)
         yield Layer(i, x[0], record, model.tensors.bytes_read - before)
@@ -94,7 +96,7 @@ def _size(n_bytes: float) -> str:
 
 
 def _tokens(model: LazyKimi, prompt: str) -> torch.Tensor:
-    return read_of(model, prompt_ids(model, prompt)).to(model.device)  # (1, T)
+    return read_of(model, prompt_ids(model, prompt))  # (1, T)
 
 
 def _checked(model: LazyKimi, n_layers: int | None) -> int:
