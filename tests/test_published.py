@@ -332,8 +332,8 @@ def test_a_slow_hub_is_waited_for_and_the_plan_knows_its_speed(hub, tmp_path):
     plan = reading(model, PROMPT)
     rest = plan.always - plan.kept + plan.experts_least
     assert plan.minutes()[0] == pytest.approx(rest / plan.speed / 60)
-    size = model.tensors.place("model.layers.0.self_attn.o_proj.weight").bytes
-    assert plan.speed < size / 0.05 and 0 < plan.kept < plan.always
+    assert 0 < plan.kept < plan.always
+    assert plan.speed < plan.kept / 0.05  # after its first wait, all that it measured with came
 
 
 def test_a_repository_that_changes_in_between_is_read_as_it_was(hub, small, tmp_path):
@@ -357,7 +357,7 @@ def test_a_hub_that_lies_about_a_size_is_found_out(hub, tmp_path, size):
 
 
 def test_what_is_not_there_is_said(hub, tmp_path):
-    with pytest.raises(ConnectionError, match=r"somebody/else is no folder, and on the hub it cannot be opened: .* answers 404"):
+    with pytest.raises(ConnectionError, match=r"somebody/else is no folder, and on the hub it .* answers 404"):
         open_published("somebody/else", cache=tmp_path)
     with pytest.raises(FileNotFoundError, match="no repository somebody/small-model with the revision v9"):
         open_published(f"{REPO}@v9", cache=tmp_path)

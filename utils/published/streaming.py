@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.generation import prompt_ids, read_of
+from utils.hf_names import block_tensors
 from utils.moe import MoE
 from utils.published.lazy import LazyKimi
 from utils.record import LayerRecord
@@ -52,7 +53,7 @@ class Layer(NamedTuple):
 
 
 def reading(model: LazyKimi, prompt: str, n_layers: int | None = None) -> Reading:
-    """What `stream_layers` with the same arguments will read. Reads headers, and one matrix where no speed is known."""
+    """What `stream_layers` with the same arguments will read. Reads attention of layer 0 where no speed is known."""
     tokens, n_layers = _tokens(model, prompt), _checked(model, n_layers)
     always, least, most = model.embedding.places(tokens), 0, 0
     for block in model.blocks[:n_layers]:
@@ -65,7 +66,8 @@ def reading(model: LazyKimi, prompt: str, n_layers: int | None = None) -> Readin
         always += model.head.places()
     source = model.tensors.source
     if source.is_remote and source.bytes < ENOUGH:
-        model.tensors["model.layers.0.self_attn.o_proj.weight"]
+        attention = [name for name in block_tensors(model.blocks[0], 0) if "self_attn" in name]
+        list(model.tensors.many(attention))  # as all is read; what comes is kept
     kept = sum(place.bytes for place in always if model.tensors.is_kept(place))
     speed = source.bytes / source.seconds if source.is_remote else None
     return Reading(sum(place.bytes for place in always), least, most, kept, speed)
