@@ -23,7 +23,7 @@ RANKS = "tiktoken.model"  # the file of ranks in Moonshot's repositories
 CACHE = Path("~/.cache/kimi_k2_from_scratch/published")
 
 
-def open_published(name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 20.0) -> LazyKimi:
+def open_published(name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 40.0) -> LazyKimi:
     """A published DeepSeek-V3 or Kimi K2, whose tensors are read when they are used.
 
     name: a folder, or a repository on the hub, "OWNER/NAME" or "OWNER/NAME@REVISION". cache: a folder for what is
