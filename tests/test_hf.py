@@ -489,16 +489,37 @@ def test_kimi_k2_is_a_name_for_the_same_model(tmp_path):
 def test_the_head_for_later_tokens_is_left_out(tmp_path):
     ours = random_model()
     export_hf(ours, tmp_path)
-    edit_tensors(tmp_path, lambda t: t.update({"model.layers.3.eh_proj.weight": torch.ones(2, 2)}))
-    with pytest.raises(ValueError, match=r"layers\.3\.eh_proj"):
+
+    def add(layer, *names):
+        edit_tensors(
+            tmp_path, lambda t: t.update({f"model.layers.{layer}.{n}.weight": torch.ones(2, 2) for n in names})
+        )
+
+    add(3, "enorm", "mlp.experts.0.up_proj")
+    with pytest.raises(ValueError, match=r"has the tensor model\.layers\.3\.(enorm|mlp\.exp)"):  # one block too many
         import_hf(tmp_path)
     edit(tmp_path, num_nextn_predict_layers=1)
-    assert same_tensors(import_hf(tmp_path), ours)
-    edit_tensors(tmp_path, lambda t: t.update({"model.layers.4.eh_proj.weight": torch.ones(2, 2)}))
-    with pytest.raises(ValueError, match=r"layers\.4\.eh_proj"):
+    with pytest.warns(UserWarning, match=r"the layers of .* that predict later tokens are left out: 3$"):
+        assert same_tensors(import_hf(tmp_path), ours)
+    edit(tmp_path, num_nextn_predict_layers=0)
+    add(3, "eh_proj")  # no block of the model has this
+    add(4, "eh_proj", "hnorm")
+    with pytest.warns(UserWarning, match="are left out: 3, 4$"):
+        assert same_tensors(import_hf(tmp_path), ours)
+    add(2, "eh_proj")  # within the model it is none
+    with (
+        pytest.warns(UserWarning, match="3, 4$"),
+        pytest.raises(ValueError, match=r"has the tensor model\.layers\.2\.eh_proj\.weight, which .* must not have"),
+    ):
         import_hf(tmp_path)
-    edit(tmp_path, num_nextn_predict_layers=2)
-    assert same_tensors(import_hf(tmp_path), ours)
+
+
+def test_an_import_of_all_that_there_is_says_nothing(tmp_path):
+    export_hf(random_model(), tmp_path)
+    edit(tmp_path, num_nextn_predict_layers=1)  # as transformers writes it, without the layer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_hf(tmp_path)
 
 
 @pytest.mark.parametrize(
