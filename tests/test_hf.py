@@ -85,10 +85,10 @@ def randomise(model, seed=0) -> None:
             bias.normal_(-1.0, 0.2, generator=generator)  # most biased scores are negative: no mask may be 0
 
 
-def oracle(folder):
+def oracle(folder, dtype="auto"):
     """The model in `folder` as transformers reads it; every tensor must find its place."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
+        folder, attn_implementation="eager", output_loading_info=True, dtype=dtype
     )
     assert not any(info.values()), info
     return model.eval()
@@ -143,7 +143,7 @@ def edit(folder, **changes):
     (folder / SUMS).unlink(missing_ok=True)
     file = folder / "config.json"
     state = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({name: value for name, value in state.items() if value is not None}))
+    file.write_text(json.dumps({name: v for name, v in state.items() if v is not None or name not in changes}))
 
 
 def edit_tensors(folder, change):
