@@ -5,14 +5,16 @@
     export_hf(model, "runs/mine/hf")
     transformers.pipeline("text-generation", model="runs/mine/hf")("Once upon a time")
 
-`import_hf` reads such a folder, and any other DeepSeek-V3 of a shape that this project has. The names of fields and
-tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints at huggingface.co/deepseek-ai.
+`import_hf` reads such a folder, and any other DeepSeek-V3 of a shape that this project has: Kimi K2's and Moonlight's
+files, in one or in shards, in bf16 or in fp8. The names of fields and tensors are those of transformers 5
+(models/deepseek_v3) and of the checkpoints at huggingface.co/deepseek-ai.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from utils.model import Kimi
 
 CONFIG = "config.json"
 COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+NEXT_TOKEN = "eh_proj.weight"  # every layer that predicts later tokens has it, and no other
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,8 +71,9 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
 def import_hf(folder: str | Path) -> Kimi:
     """The model in `folder`, ready to generate; fp32 whatever the dtype of the file, as all models begin here.
 
-    It knows its tokenizer if that is one of ours, else `model.tokenizer` is None. Second heads for later tokens
-    (num_nextn_predict_layers) are left out, as transformers does.
+    It knows its tokenizer if that is one of ours, else `model.tokenizer` is None. Matrices in fp8 are multiplied by
+    their factors one by one (see `hf_fp8`). Layers that predict later tokens (num_nextn_predict_layers) are left out,
+    as transformers does, and a warning says so.
 
     Raises FileNotFoundError where a file is missing, and ValueError for whatever this project cannot compute in the
     same way: it names the field or tensor, its value and what is allowed. An export of ours has checksums, and is
@@ -78,16 +83,12 @@ def import_hf(folder: str | Path) -> Kimi:
     check_sums(folder)
     state = read_json(folder / CONFIG)
     config, block = read_config(state, folder / CONFIG), fp8_block(state, folder / CONFIG)
-    _refuse_more_than_is_there(config, n_second_heads(state, folder / CONFIG), folder)
+    n_second = n_second_heads(state, folder / CONFIG)
+    _refuse_more_than_is_there(config, n_second, folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = published_tensors(Kimi(config))
-    n_second = n_second_heads(state, folder / CONFIG)
-    second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
-    weights = {
-        name: tensor
-        for name, tensor in separate_experts(read_weights(folder)).items()
-        if not name.startswith(second) and not name.endswith(COMPUTED)
-    }
+    weights = {n: tensor for n, tensor in separate_experts(read_weights(folder)).items() if not n.endswith(COMPUTED)}
+    _leave_out_next_token_layers(weights, config.n_layers, n_second, folder)
     scales = take_scales(weights, block, folder)
     _check_tensors(weights, wanted, folder, (*DTYPES, E4M3) if block else DTYPES)
     model = Kimi(config)
@@ -113,6 +114,21 @@ def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) 
     for name, value in zip(most, (config.n_layers, config.n_experts, n_second), strict=True):
         if value > most[name]:
             raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
+
+
+def _leave_out_next_token_layers(weights: dict[str, torch.Tensor], n_layers: int, n_second: int, folder: Path) -> None:
+    """Take them out of `weights`: the `n_second` layers behind the others, and those that are clearly of this kind."""
+    layers = {name: int(layer[1]) for name in weights if (layer := LAYER.match(name))}
+    second = {
+        layer
+        for layer in layers.values()
+        if n_layers <= layer and (layer < n_layers + n_second or f"model.layers.{layer}.{NEXT_TOKEN}" in weights)
+    }
+    for name in [name for name, layer in layers.items() if layer in second]:
+        del weights[name]
+    if second:
+        which = ", ".join(map(str, sorted(second)))
+        warnings.warn(f"the layers of {folder} that predict later tokens are left out: {which}", stacklevel=3)
 
 
 def _check_tensors(
