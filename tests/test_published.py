@@ -181,8 +181,9 @@ def test_a_lazy_model_counts_as_the_whole_one(published):
 
 
 @pytest.mark.parametrize("config, n_tensors, total", [
-    # 3 + 61 x 8 of every layer + 3 of the dense one + 60 x (3 x 384 + 5)
+    # embedding, norm, head; 9 or 7 of every layer; 3 of the dense one; experts, router, bias and the shared expert
     (KimiConfig.k2(), 3 + 61 * 9 + 3 + 60 * (3 * 384 + 5), 1_026_408_209_408),
+    (KimiConfig.moonlight(), 3 + 27 * 7 + 3 + 26 * (3 * 64 + 5), 15_960_108_544),
 ])  # fmt: skip
 def test_all_tensors_of_the_published_sizes_have_their_names(config, n_tensors, total):
     with torch.device("meta"):
@@ -490,15 +491,15 @@ def test_a_config_that_does_not_fit_its_files_is_refused(small, tmp_path, change
         open_published(folder)
 
 
-def test_a_second_head_is_left_out_with_a_sentence(small, tmp_path, capsys):
+def test_a_second_head_is_left_out_with_a_sentence(small, tmp_path):
     folder = tmp_path / "with a second head"
     shutil.copytree(small, folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.eh_proj.weight"] = torch.zeros(64, 128)
     save_file(weights, folder / "model.safetensors")
     change_config(folder, num_nextn_predict_layers=1)
-    model = open_published(folder)
-    assert "left out are 1 tensors behind layer 2, of a second head" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="that predict later tokens are left out: 3"):
+        model = open_published(folder)
     assert generate(model, PROMPT, 5, seed=0) == generate(open_published(small), PROMPT, 5, seed=0)
 
 
@@ -568,3 +569,25 @@ def test_a_disk_that_is_nearly_full_is_left_alone(hub, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="what is fetched is not kept: .* is on a disk that is nearly full"):
         assert len(list(stream_layers(model, "cat"))) == model.config.n_layers
     assert model.tensors.kept.bytes == before
+
+
+def test_fp8_without_its_factors_or_with_wrong_ones_is_refused(tmp_path):
+    export_hf(model_of("Kimi K2"), tmp_path)
+    in_fp8(tmp_path)
+    whole, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.experts.0.up_proj.weight"
+    scales = whole[f"{name}_scale_inv"]
+    for factors, message in [
+        (None, f"has no tensor {name}_scale_inv"), (scales[:1], "scale_inv has the shape"),
+        (-scales, f"{name}_scale_inv of .* holds factors that are not above 0"), (scales * torch.nan, "not above 0"),
+        (scales * torch.inf, f"{name} of .* holds numbers that are not finite"),
+    ]:  # fmt: skip
+        changed = {**whole, f"{name}_scale_inv": factors}
+        save_file({key: t for key, t in changed.items() if t is not None}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            open_published(tmp_path).tensors[name]
+    save_file(whole, tmp_path / "model.safetensors")
+    change_config(tmp_path, quantization_config=None)
+    with pytest.raises(ValueError, match=r"is in fp8, of which its config\.json says nothing"):
+        open_published(tmp_path).tensors[name]
+    with pytest.raises(ValueError, match="is in fp8: it is read whole"):
+        open_published(tmp_path).tensors.rows(name, 0, 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -25,15 +24,12 @@ from utils.config import KimiConfig
 from utils.files import read_json, refuse_unwritable, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
 from utils.hf_fp8 import E4M3, dequantised, fp8_block, take_scales
-from utils.hf_names import published_tensors
+from utils.hf_names import left_out, published_tensors
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.hf_weights import SUMS, WEIGHTS, check_sums, read_weights, separate_experts, shapes_in
 from utils.model import Kimi
 
 CONFIG = "config.json"
-COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
-LAYER = re.compile(r"model\.layers\.(\d+)\.")
-NEXT_TOKEN = "eh_proj.weight"  # every layer that predicts later tokens has it, and no other
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,8 +83,9 @@ def import_hf(folder: str | Path) -> Kimi:
     _refuse_more_than_is_there(config, n_second, folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = published_tensors(Kimi(config))
-    weights = {n: tensor for n, tensor in separate_experts(read_weights(folder)).items() if not n.endswith(COMPUTED)}
-    _leave_out_next_token_layers(weights, config.n_layers, n_second, folder)
+    weights = separate_experts(read_weights(folder))
+    for name in left_out(weights, config.n_layers, n_second, folder):
+        del weights[name]
     scales = take_scales(weights, block, folder)
     _check_tensors(weights, wanted, folder, (*DTYPES, E4M3) if block else DTYPES)
     model = Kimi(config)
@@ -114,21 +111,6 @@ def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) 
     for name, value in zip(most, (config.n_layers, config.n_experts, n_second), strict=True):
         if value > most[name]:
             raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
-
-
-def _leave_out_next_token_layers(weights: dict[str, torch.Tensor], n_layers: int, n_second: int, folder: Path) -> None:
-    """Take them out of `weights`: the `n_second` layers behind the others, and those that are clearly of this kind."""
-    layers = {name: int(layer[1]) for name in weights if (layer := LAYER.match(name))}
-    second = {
-        layer
-        for layer in layers.values()
-        if n_layers <= layer and (layer < n_layers + n_second or f"model.layers.{layer}.{NEXT_TOKEN}" in weights)
-    }
-    for name in [name for name, layer in layers.items() if layer in second]:
-        del weights[name]
-    if second:
-        which = ", ".join(map(str, sorted(second)))
-        warnings.warn(f"the layers of {folder} that predict later tokens are left out: {which}", stacklevel=3)
 
 
 def _check_tensors(

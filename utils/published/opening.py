@@ -8,10 +8,10 @@ from pathlib import Path
 from utils.bpe import BPETokenizer
 from utils.config import K2Config
 from utils.files import json_part, read_json
-from utils.hf import COMPUTED, CONFIG
+from utils.hf import CONFIG
 from utils.hf_config import n_second_heads, read_config
 from utils.hf_fp8 import fp8_block
-from utils.hf_names import published_tensors
+from utils.hf_names import left_out, published_tensors
 from utils.hf_tokenizer import SETTINGS, TOKENIZER, read_tokenizer
 from utils.published.keeping import Kept
 from utils.published.lazy import LazyKimi
@@ -67,12 +67,8 @@ def _refuse_other_names(model: LazyKimi, n_second: int) -> None:
     described, names, where = published_tensors(model), model.tensors.names(), model.tensors.source.name
     if missing := {name for name, tensor in described.items() if tensor.numel()}.difference(names):
         raise ValueError(f"{where} has no tensor {min(missing)}, by config.json it must have one")
-    second = tuple(f"model.layers.{model.config.n_layers + i}." for i in range(n_second))
-    others = [name for name in names if name not in described and not name.endswith(COMPUTED)]
-    if unknown := [name for name in others if not name.startswith(second)]:
+    if unknown := set(names).difference(described, left_out(names, model.config.n_layers, n_second, where)):
         raise ValueError(f"{where} has the tensor {min(unknown)}, which a model with this config.json must not have")
-    if others:
-        print(f"{where}: left out are {len(others)} tensors behind layer {model.config.n_layers - 1}, of a second head")
 
 
 def _tokenizer(source: Folder | Repository, config: K2Config) -> WordTokenizer | BPETokenizer | None:
