@@ -16,7 +16,7 @@ from utils.attention import KVCache
 from utils.config import K2Config
 from utils.hf_names import block_tensors, expert_name, named_as_published
 from utils.model import Block, Kimi
-from utils.moe import Experts, run_experts
+from utils.moe import Experts, MoE, run_experts
 from utils.norm import RMSNorm
 from utils.published.tensors import Place, Tensors
 from utils.record import LayerRecord
@@ -116,16 +116,18 @@ class LazyBlock(Block):
     def __init__(self, config: K2Config, layer: int, tensors: Tensors):
         with torch.device("meta"):
             super().__init__(config, layer)
-        if hasattr(self.ffn, "experts"):
+        if isinstance(self.ffn, MoE):
             self.ffn.experts = LazyExperts(config, layer, tensors)
         self.layer, self.tensors = layer, tensors
 
     def read(self) -> Block:
         """The block with its weights; its routed experts read theirs."""
         block = copy.deepcopy(self)  # without memory as yet
-        lazy, block.ffn.experts = getattr(block.ffn, "experts", None), None
+        if isinstance(self.ffn, MoE):
+            block.ffn.experts = None
         block.to_empty(device="cpu")
-        block.ffn.experts = lazy
+        if isinstance(self.ffn, MoE):
+            block.ffn.experts = self.ffn.experts  # these stay without
         fill(block_tensors(block, self.layer), self.tensors)
         return block
 
