@@ -534,6 +534,20 @@ def test_tables_and_norms_are_adamws_and_every_other_matrix_is_muons(architectur
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(names)
 
 
+def test_the_one_matrix_of_queries_without_a_latent_is_muons_and_clipped():
+    model = tiny_k2_model(q_lora_rank=0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices, others = ([names[id(p)] for p in group] for group in muon_parameters(model))
+    assert "blocks.1.attention.w_q_up.weight" in matrices
+    assert sorted(others) == sorted(name for name in names.values() if is_for_adamw(name))
+    assert not any("w_q_down" in name or "q_norm" in name for name in names.values())
+    loose = max(train(tiny_k2_model(q_lora_rank=0), MuonClip(tiny_k2_model(q_lora_rank=0), lr=0.0, tau=math.inf), 1)[1])
+    tau = loose / 2
+    losses, largest = train(model, MuonClip(model, lr=0.0, weight_decay=0.0, tau=tau), 2)
+    assert largest[0] > tau and largest[1] == pytest.approx(tau, rel=1e-5)  # the clip alone moved it, to tau itself
+    assert losses[0] != losses[1]
+
+
 def test_only_a_module_called_head_is_a_head():
     outer = torch.nn.ModuleDict({"model": tiny_k2_model(), "multihead": torch.nn.MultiheadAttention(8, 2)})
     listed = {id(p) for p in muon_parameters(outer)[0]}
