@@ -1,6 +1,7 @@
 """The command line, as a newcomer types it."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -107,6 +108,25 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"3 stories at temperature 0\.8",
     ):
         assert re.search(figure, out), figure
+
+
+def test_evaluate_shows_on_stderr_how_far_it_is_and_prints_its_table_alone(run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
+    printed = capsys.readouterr()
+    bars = ["validation: ", "what words leave out: ", "stories 1 to 3 of 3: "]
+    places = [printed.err.find(bar) for bar in bars]
+    assert -1 < places[0] < places[1] < places[2] and not any(bar in printed.out for bar in bars)
+
+
+def test_a_bar_that_cannot_be_drawn_ends_no_evaluation(run, capsys, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
 
 
 def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run, tmp_path, capsys):

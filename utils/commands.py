@@ -8,6 +8,7 @@ import hashlib
 import sys
 import warnings
 
+from utils.accessories import Progress, progress_bars
 from utils.checkpoint import DAMAGED, load_model, restore_previous
 from utils.convert import convert
 from utils.data import TokenData
@@ -71,7 +72,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
         plots.figure_kind(args.figure)
     with joined(pick_device()) as ranks:
-        runs = {run: evaluate_run(run, args) for run in dict.fromkeys(args.run)}
+        progress = progress_bars(ranks.is_first)
+        runs = {run: evaluate_run(run, args, progress) for run in dict.fromkeys(args.run)}
         if ranks.is_first:
             tell_evaluations(runs, args)
     return 0
@@ -94,7 +96,7 @@ def tell_evaluations(runs: dict[str, Evaluated], args: argparse.Namespace) -> No
         plots.plt.close(figure)
 
 
-def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
+def evaluate_run(folder: str, args: argparse.Namespace, progress: Progress) -> Evaluated:
     """What is found of one run."""
     model, step = load_model(folder, pick_device())
     recipe = read_recipe(folder)
@@ -103,7 +105,8 @@ def evaluate_run(folder: str, args: argparse.Namespace) -> Evaluated:
         validation = measured_texts(args)
     data = TokenData.from_stories(train[:1], model.tokenizer, validation=validation)  # only validation is read
     prompt = opening(model, data)
-    found = evaluate(model, data, args.stories, args.temperature, args.seed, texts=(train, validation), prompt=prompt)
+    how = dict(texts=(train, validation), prompt=prompt, progress=progress)
+    found = evaluate(model, data, args.stories, args.temperature, args.seed, **how)
     total, active = count_parameters(model)
     texts = hashlib.sha256("\0".join(validation).encode("utf-8", "surrogatepass")).hexdigest()
     return Evaluated(step, total, active, texts, recipe["source"] == "builtin", found)
