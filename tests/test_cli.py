@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers import save_again, visible
-from utils import recipe, sealed, token_store
+from utils import commands, recipe, sealed, token_store
 from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
 from utils.commands import COMMANDS
@@ -108,6 +108,16 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"3 stories at temperature 0\.8",
     ):
         assert re.search(figure, out), figure
+
+
+def test_evaluate_says_why_two_shares_differ_where_it_prints_both(run, capsys, monkeypatch):
+    for share, said in (({"ending": 0.5, "none": 0.5}, True), (None, False)):
+        monkeypatch.setattr("utils.evaluate.Judge.shares", lambda *_, share=share: share)
+        capsys.readouterr()
+        assert main(["evaluate", "--run", str(run), "--stories", "2"]) == 0
+        out = capsys.readouterr().out
+        assert "coherent (built-in grammar)" in out and ("none of these faults" in out) == said
+        assert (commands.TWO_JUDGES in out) == said
 
 
 def test_evaluate_shows_on_stderr_how_far_it_is_and_prints_its_table_alone(run, capsys):

@@ -29,6 +29,10 @@ from utils.train_command import opening, train_command
 from utils.training import TrainingDiverged
 
 MOST_TOLD = 100_000  # stories that one command evaluates
+TWO_JUDGES = (
+    "the grammar of the built-in stories knows which of them are whole; the faults are found by rules for any stories,"
+    " which blame some whole ones and pass some broken ones: the two shares differ"
+)
 BUILTIN_STORIES = 2_000  # of the grammar, which tells for ever, for evaluate --source builtin
 
 
@@ -83,6 +87,8 @@ def tell_evaluations(runs: dict[str, Evaluated], args: argparse.Namespace) -> No
     """What was found, as a table and as the files that were asked for."""
     print(f"\n{table(runs)}")
     print(f"\ntold: {args.stories} stories at temperature {args.temperature:g}, seed {args.seed}")
+    if any(run.judged_by_grammar and run.found.faults for run in runs.values()):
+        print(TWO_JUDGES)
     if len({run.texts for run in runs.values()}) > 1:
         print("measured on different texts, so their bits per byte do not compare: give the same ones with --source")
     settings = {name: getattr(args, name) for name in ("source", "stories", "temperature", "seed")}
