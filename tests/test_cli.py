@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +31,7 @@ from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState
 from utils.token_workers import held_out
 from utils.tokenizer import WordTokenizer
+from utils.train_command import repeats
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
@@ -70,6 +73,44 @@ def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path)
     assert "built-in stories" in out and "active for each token" in out and "\nOnce upon a time" in out
     assert f'python -m utils generate --run {tmp_path / "again"} --prompt "Once upon a time"' in out
     assert visible(run) == ["checkpoint.safetensors", "history.json", "loss.png"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_that_reads_its_text_many_times_is_told_with_the_steps_that_would_not(accumulation):
+    data = TokenData(np.zeros(6_000, dtype=np.uint16), 5_000, {})
+    config = TrainConfig(steps=1_000, batch_size=4, block_size=32, accumulation=accumulation)
+    told = repeats(data, config)
+    assert f"reads its 5,000 training tokens {1_000 * 128 * accumulation / 5_000:.1f} times" in told
+    fewer = int(re.search(r"--steps (\d+) for 4 passes", told)[1])
+    assert repeats(data, replace(config, steps=fewer)) is None
+    assert repeats(data, replace(config, steps=fewer + 1))
+
+
+def test_of_a_text_shorter_than_a_step_no_impossible_number_of_steps_is_asked():
+    data = TokenData(np.zeros(40, dtype=np.uint16), 31, {})
+    assert repeats(data, TrainConfig(batch_size=4, block_size=32)).endswith("take more text, or fewer steps (--steps)")
+
+
+SHIPPED = [(name, preset) for presets in PRESETS.values() for name, preset in presets.items()]
+
+
+@pytest.mark.parametrize("name, preset", SHIPPED, ids=lambda value: value if isinstance(value, str) else "")
+def test_of_the_presets_and_their_stories_nothing_is_said(name, preset):
+    """The built-in stories are shorter than those of TinyStories, so they are read more often."""
+    sample = builtin_stories(200)
+    tok = WordTokenizer.train(sample)
+    n_train = preset.stories * sum(len(tok.encode(story)) + 1 for story in sample) // len(sample)
+    assert repeats(TokenData(np.zeros(n_train, dtype=np.uint16), n_train, {}), preset.training) is None
+
+
+def test_a_small_text_of_ones_own_is_learned_by_heart_and_that_is_said_before(tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("\n".join(f"{STORY} {i}" for i in range(30)))
+    own = ["train", "--preset", "smoke", "--source", str(tmp_path / "own.txt"), "--split-on", "line"]
+    for steps, said in ((60, 1), (6, 0)):
+        capsys.readouterr()
+        assert main([*own, "--run", str(tmp_path / str(steps)), "--steps", str(steps)]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "training tokens" in line]
+        assert len(notes) == said and all(note.startswith("note: this run reads") for note in notes)
 
 
 def test_the_model_is_k2_unless_nano_is_said(run, tmp_path, capsys):
