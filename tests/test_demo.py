@@ -650,6 +650,20 @@ def test_an_error_in_the_middle_is_told_and_the_panel_stays_usable(model, panel,
     assert text(panel) == told(model, panel) and panel.status.value.startswith("done")
 
 
+@pytest.mark.parametrize("given", ["runs/x", Path("runs/x")])
+def test_a_path_in_the_place_of_a_model_is_refused_with_the_line_that_loads_it(given, model):
+    loads = re.escape("it must be a Kimi: model, step = load_model('runs/x'), from utils.checkpoint, gives one")
+    with pytest.raises(ValueError, match=f"^the model is the path 'runs/x', {loads}$"):
+        story_demo(given)
+    with pytest.raises(ValueError, match=f"^the model 'before' is the path 'runs/x', {loads}$"):
+        story_demo(model, before=given)
+
+
+def test_all_that_load_model_returns_is_no_model(model):
+    with pytest.raises(ValueError, match=r"the model is a tuple, it must be a Kimi: model, step = load_model\(path\)"):
+        story_demo((model, 6))
+
+
 def test_a_model_without_a_tokenizer_is_named(model, other):
     other.tokenizer = None
     with pytest.raises(ValueError, match="the model 'before' has no tokenizer"):
