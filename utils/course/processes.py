@@ -46,10 +46,14 @@ def launch(n: int, program: object, *arguments: object) -> str:
 
 
 def as_file(program: Callable, folder: Path) -> Path:
-    """A function as a file that calls it with the arguments of the command line."""
+    """A function as a file that calls it with the arguments of the command line.
+
+    Python is left at once: where it were taken down while a thread of gloo still frees what it sent, torch would abort.
+    """
     source = textwrap.dedent(inspect.getsource(program))
+    call = f"{program.__name__}(*sys.argv[1:])\nsys.stdout.flush()\nos._exit(0)\n"
     path = folder / f"{program.__name__}.py"
-    path.write_text(f"import sys\n\n\n{source}\n\n{program.__name__}(*sys.argv[1:])\n", encoding="utf-8")
+    path.write_text(f"import os\nimport sys\n\n\n{source}\n\n{call}", encoding="utf-8")
     return path
 
 
