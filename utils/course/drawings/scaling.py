@@ -95,7 +95,7 @@ def parts() -> Sketch:
 def ring() -> Sketch:
     """Three processes that add up three pieces, each talking to the next one only."""
     draw = Sketch(
-        832, 290,
+        832, 274,
         "Three processes, one below the other, with three numbers each: 1, 2, 3, then 10, 20, 30, then 100, 200, 300. "
         "In each round every process passes one number on to the next, the last one to the first, where it is added. "
         "After the first round process 1 has 11, process 2 has 220 and process 0 has 303. After the second round each "
@@ -118,8 +118,8 @@ def ring() -> Sketch:
             pieces[(rank + 1) % 3][(rank - turn) % 3] += given[rank]
     for rank, top in enumerate(rows):
         draw.text(0, top + height / 2, f"process {rank}", 14, "start", MUTED)
-    draw.text(0, 266, "yellow: passed on to the next process, the last one's to the first, and added there to the same "
-              "piece; green: complete", 13, "start", MUTED)  # fmt: skip
+    rule = "yellow: passed on to the next process (the last one's to the first) and added there; green: complete"
+    draw.text(0, 262, rule, 13, "start", MUTED)
     return draw
 
 
