@@ -59,6 +59,29 @@ def test_deepseek_v3_differs_from_k2_where_the_reports_say():
     }  # fmt: skip
 
 
+def test_moonlight_is_the_published_size():
+    """config.json of huggingface.co/moonshotai/Moonlight-16B-A3B; bias_rate: arXiv 2502.16982, sec. 3.3."""
+    k2, moonlight = dataclasses.asdict(KimiConfig.k2()), dataclasses.asdict(KimiConfig.moonlight())
+    assert {name: value for name, value in moonlight.items() if value != k2[name]} == {
+        "d_model": 2048, "n_layers": 27, "dense_ff": 11_264, "n_experts": 64, "top_k": 6, "d_ff": 1408,
+        "n_shared_experts": 2, "n_heads": 16, "q_lora_rank": 0, "routed_scaling_factor": 2.446, "norm_eps": 1e-5,
+        "yarn_factor": 1.0, "block_size": 8192,
+    }  # fmt: skip
+    assert (k2["vocab_size"], k2["kv_lora_rank"], k2["qk_nope_head_dim"], k2["qk_rope_head_dim"]) == (
+        163_840,
+        512,
+        128,
+        64,
+    )
+    assert (k2["v_head_dim"], k2["rope_theta"], k2["first_k_dense"], k2["n_group"], k2["bias_rate"]) == (
+        128,
+        5e4,
+        1,
+        1,
+        1e-3,
+    )
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -85,10 +85,10 @@ def randomise(model, seed=0) -> None:
             bias.normal_(-1.0, 0.2, generator=generator)  # most biased scores are negative: no mask may be 0
 
 
-def oracle(folder):
+def oracle(folder, dtype="auto"):
     """The model in `folder` as transformers reads it; every tensor must find its place."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
+        folder, attn_implementation="eager", output_loading_info=True, dtype=dtype
     )
     assert not any(info.values()), info
     return model.eval()
@@ -143,7 +143,7 @@ def edit(folder, **changes):
     (folder / SUMS).unlink(missing_ok=True)
     file = folder / "config.json"
     state = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({name: value for name, value in state.items() if value is not None}))
+    file.write_text(json.dumps({name: v for name, v in state.items() if v is not None or name not in changes}))
 
 
 def edit_tensors(folder, change):
@@ -489,16 +489,37 @@ def test_kimi_k2_is_a_name_for_the_same_model(tmp_path):
 def test_the_head_for_later_tokens_is_left_out(tmp_path):
     ours = random_model()
     export_hf(ours, tmp_path)
-    edit_tensors(tmp_path, lambda t: t.update({"model.layers.3.eh_proj.weight": torch.ones(2, 2)}))
-    with pytest.raises(ValueError, match=r"layers\.3\.eh_proj"):
+
+    def add(layer, *names):
+        edit_tensors(
+            tmp_path, lambda t: t.update({f"model.layers.{layer}.{n}.weight": torch.ones(2, 2) for n in names})
+        )
+
+    add(3, "enorm", "mlp.experts.0.up_proj")
+    with pytest.raises(ValueError, match=r"has the tensor model\.layers\.3\.(enorm|mlp\.exp)"):  # one block too many
         import_hf(tmp_path)
     edit(tmp_path, num_nextn_predict_layers=1)
-    assert same_tensors(import_hf(tmp_path), ours)
-    edit_tensors(tmp_path, lambda t: t.update({"model.layers.4.eh_proj.weight": torch.ones(2, 2)}))
-    with pytest.raises(ValueError, match=r"layers\.4\.eh_proj"):
+    with pytest.warns(UserWarning, match=r"the layers of .* that predict later tokens are left out: 3$"):
+        assert same_tensors(import_hf(tmp_path), ours)
+    edit(tmp_path, num_nextn_predict_layers=0)
+    add(3, "eh_proj")  # no block of the model has this
+    add(4, "eh_proj", "hnorm")
+    with pytest.warns(UserWarning, match="are left out: 3, 4$"):
+        assert same_tensors(import_hf(tmp_path), ours)
+    add(2, "eh_proj")  # within the model it is none
+    with (
+        pytest.warns(UserWarning, match="3, 4$"),
+        pytest.raises(ValueError, match=r"has the tensor model\.layers\.2\.eh_proj\.weight, which .* must not have"),
+    ):
         import_hf(tmp_path)
-    edit(tmp_path, num_nextn_predict_layers=2)
-    assert same_tensors(import_hf(tmp_path), ours)
+
+
+def test_an_import_of_all_that_there_is_says_nothing(tmp_path):
+    export_hf(random_model(), tmp_path)
+    edit(tmp_path, num_nextn_predict_layers=1)  # as transformers writes it, without the layer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_hf(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,26 @@ def test_parameters_of_the_published_models(name):
     assert sum(len(router.expert_bias) for router in model.routers()) == {"k2": 23_040, "deepseek_v3": 14_848}[name]
 
 
+def test_parameters_of_moonlight():
+    """Its model card and arXiv 2502.16982 count 15.29 B, 2.24 B of them active, without embedding and head.
+
+    The hub counts 15,960,111,936 numbers in its files. There are 3,392 that are no parameters here: the biases of 26
+    routers, 64 each, and 64 for each of the 27 layers, which have a rotary buffer in the files.
+    """
+    with torch.device("meta"):
+        model = Kimi(KimiConfig.moonlight())
+    attention = 2048 * 16 * 192 + 2048 * (512 + 64) + 512 + 512 * 16 * 256 + 16 * 128 * 2048
+    expert = 3 * 2048 * 1408
+    layers = 27 * (attention + 2 * 2048) + 3 * 2048 * 11_264 + 26 * ((64 + 2) * expert + 64 * 2048)
+    tables = 2 * 163_840 * 2048
+    total, active = count_parameters(model)
+    assert total == layers + 2048 + tables == 15_960_108_544
+    assert active == total - 26 * (64 - 6) * expert == 2_914_774_528
+    assert (round((total - tables) / 1e9, 2), round((active - tables) / 1e9, 2)) == (15.29, 2.24)
+    biases = sum(len(router.expert_bias) for router in model.routers())
+    assert total + biases + 27 * 64 == 15_960_111_936
+
+
 def test_parameters_of_a_tiny_k2_by_hand():
     config = KimiConfig(
         97, "k2", d_model=64, dense_ff=96, d_ff=32, n_layers=3, n_heads=4, n_experts=8, top_k=2, kv_lora_rank=24,

@@ -181,8 +181,9 @@ def test_a_lazy_model_counts_as_the_whole_one(published):
 
 
 @pytest.mark.parametrize("config, n_tensors, total", [
-    # 3 + 61 x 8 of every layer + 3 of the dense one + 60 x (3 x 384 + 5)
+    # embedding, norm, head; 9 or 7 of every layer; 3 of the dense one; experts, router, bias and the shared expert
     (KimiConfig.k2(), 3 + 61 * 9 + 3 + 60 * (3 * 384 + 5), 1_026_408_209_408),
+    (KimiConfig.moonlight(), 3 + 27 * 7 + 3 + 26 * (3 * 64 + 5), 15_960_108_544),
 ])  # fmt: skip
 def test_all_tensors_of_the_published_sizes_have_their_names(config, n_tensors, total):
     with torch.device("meta"):
@@ -332,8 +333,8 @@ def test_a_slow_hub_is_waited_for_and_the_plan_knows_its_speed(hub, tmp_path):
     plan = reading(model, PROMPT)
     rest = plan.always - plan.kept + plan.experts_least
     assert plan.minutes()[0] == pytest.approx(rest / plan.speed / 60)
-    size = model.tensors.place("model.layers.0.self_attn.o_proj.weight").bytes
-    assert plan.speed < size / 0.05 and 0 < plan.kept < plan.always
+    assert 0 < plan.kept < plan.always
+    assert plan.speed < plan.kept / 0.05  # after its first wait, all that it measured with came
 
 
 def test_a_repository_that_changes_in_between_is_read_as_it_was(hub, small, tmp_path):
@@ -357,7 +358,7 @@ def test_a_hub_that_lies_about_a_size_is_found_out(hub, tmp_path, size):
 
 
 def test_what_is_not_there_is_said(hub, tmp_path):
-    with pytest.raises(ConnectionError, match=r"somebody/else cannot be opened: .* answers 404"):
+    with pytest.raises(ConnectionError, match=r"somebody/else is no folder, and on the hub it .* answers 404"):
         open_published("somebody/else", cache=tmp_path)
     with pytest.raises(FileNotFoundError, match="no repository somebody/small-model with the revision v9"):
         open_published(f"{REPO}@v9", cache=tmp_path)
@@ -490,15 +491,15 @@ def test_a_config_that_does_not_fit_its_files_is_refused(small, tmp_path, change
         open_published(folder)
 
 
-def test_a_second_head_is_left_out_with_a_sentence(small, tmp_path, capsys):
+def test_a_second_head_is_left_out_with_a_sentence(small, tmp_path):
     folder = tmp_path / "with a second head"
     shutil.copytree(small, folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.eh_proj.weight"] = torch.zeros(64, 128)
     save_file(weights, folder / "model.safetensors")
     change_config(folder, num_nextn_predict_layers=1)
-    model = open_published(folder)
-    assert "left out are 1 tensors behind layer 2, of a second head" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="that predict later tokens are left out: 3"):
+        model = open_published(folder)
     assert generate(model, PROMPT, 5, seed=0) == generate(open_published(small), PROMPT, 5, seed=0)
 
 
@@ -546,3 +547,47 @@ def test_moonshots_two_files_make_the_tokenizer_that_tiktoken_makes(tmp_path):
 def test_a_copy_of_a_lazy_model_reads_the_same_files(small):
     model = open_published(small)
     assert isinstance(model, LazyKimi) and copy.deepcopy(model).tensors is model.tensors
+
+
+@pytest.mark.parametrize("name", ["runs/mine/hf", "model", "", "../secret/model", "a/b/c", "a /b"])
+def test_what_is_no_folder_and_no_name_is_said(name):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor OWNER/NAME"):
+        open_published(name)
+
+
+def test_a_hub_that_names_no_commit_writes_nowhere(hub, small, tmp_path):
+    hub.commits = {"../../somewhere": small}
+    with pytest.raises(ValueError, match=r"is at the commit '../../somewhere', it must be"):
+        open_published(REPO, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(hub, tmp_path, monkeypatch):
+    model = open_published(REPO, cache=tmp_path)
+    before = model.tensors.kept.bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.warns(UserWarning, match="what is fetched is not kept: .* is on a disk that is nearly full"):
+        assert len(list(stream_layers(model, "cat"))) == model.config.n_layers
+    assert model.tensors.kept.bytes == before
+
+
+def test_fp8_without_its_factors_or_with_wrong_ones_is_refused(tmp_path):
+    export_hf(model_of("Kimi K2"), tmp_path)
+    in_fp8(tmp_path)
+    whole, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.experts.0.up_proj.weight"
+    scales = whole[f"{name}_scale_inv"]
+    for factors, message in [
+        (None, f"has no tensor {name}_scale_inv"), (scales[:1], "scale_inv has the shape"),
+        (-scales, f"{name}_scale_inv of .* holds factors that are not above 0"), (scales * torch.nan, "not above 0"),
+        (scales * torch.inf, f"{name} of .* holds numbers that are not finite"),
+    ]:  # fmt: skip
+        changed = {**whole, f"{name}_scale_inv": factors}
+        save_file({key: t for key, t in changed.items() if t is not None}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            open_published(tmp_path).tensors[name]
+    save_file(whole, tmp_path / "model.safetensors")
+    change_config(tmp_path, quantization_config=None)
+    with pytest.raises(ValueError, match=r"is in fp8, of which its config\.json says nothing"):
+        open_published(tmp_path).tensors[name]
+    with pytest.raises(ValueError, match="is in fp8: it is read whole"):
+        open_published(tmp_path).tensors.rows(name, 0, 1)

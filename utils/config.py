@@ -100,6 +100,18 @@ class KimiConfig:
         )  # fmt: skip
         return cls.k2(vocab_size, **{**published, **changes})
 
+    @classmethod
+    def moonlight(cls, vocab_size: int = 163_840, **changes) -> K2Config:
+        """Moonlight-16B-A3B, with which Moonshot AI tried Muon before Kimi K2 (arXiv 2502.16982, and its config.json).
+
+        15,960,108,544 parameters, 2,914,774,528 of them active. Its queries have no latent, its shared experts are two.
+        """
+        published = dict(
+            block_size=8192, d_model=2048, n_heads=16, n_layers=27, d_ff=1408, n_experts=64, top_k=6, q_lora_rank=0,
+            yarn_factor=1.0, dense_ff=11264, n_shared_experts=2, routed_scaling_factor=2.446, norm_eps=1e-5,
+        )  # fmt: skip
+        return cls.k2(vocab_size, **{**published, **changes})
+
 
 @dataclass(frozen=True)
 class NanoConfig(KimiConfig):

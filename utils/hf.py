@@ -5,8 +5,9 @@
     export_hf(model, "runs/mine/hf")
     transformers.pipeline("text-generation", model="runs/mine/hf")("Once upon a time")
 
-`import_hf` reads such a folder, and any other DeepSeek-V3 of a shape that this project has. The names of fields and
-tensors are those of transformers 5 (models/deepseek_v3) and of the checkpoints at huggingface.co/deepseek-ai.
+`import_hf` reads such a folder, and any other DeepSeek-V3 of a shape that this project has: Kimi K2's and Moonlight's
+files, in one or in shards, in bf16 or in fp8. The names of fields and tensors are those of transformers 5
+(models/deepseek_v3) and of the checkpoints at huggingface.co/deepseek-ai.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ from utils.config import KimiConfig
 from utils.files import read_json, refuse_unwritable, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
 from utils.hf_fp8 import E4M3, dequantised, fp8_block, take_scales
-from utils.hf_names import published_tensors
+from utils.hf_names import left_out, published_tensors
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.hf_weights import SUMS, WEIGHTS, check_sums, read_weights, separate_experts, shapes_in
 from utils.model import Kimi
 
 CONFIG = "config.json"
-COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,8 +67,9 @@ def export_hf(model: Kimi, folder: str | Path) -> None:
 def import_hf(folder: str | Path) -> Kimi:
     """The model in `folder`, ready to generate; fp32 whatever the dtype of the file, as all models begin here.
 
-    It knows its tokenizer if that is one of ours, else `model.tokenizer` is None. Second heads for later tokens
-    (num_nextn_predict_layers) are left out, as transformers does.
+    It knows its tokenizer if that is one of ours, else `model.tokenizer` is None. Matrices in fp8 are multiplied by
+    their factors one by one (see `hf_fp8`). Layers that predict later tokens (num_nextn_predict_layers) are left out,
+    as transformers does, and a warning says so.
 
     Raises FileNotFoundError where a file is missing, and ValueError for whatever this project cannot compute in the
     same way: it names the field or tensor, its value and what is allowed. An export of ours has checksums, and is
@@ -78,16 +79,13 @@ def import_hf(folder: str | Path) -> Kimi:
     check_sums(folder)
     state = read_json(folder / CONFIG)
     config, block = read_config(state, folder / CONFIG), fp8_block(state, folder / CONFIG)
-    _refuse_more_than_is_there(config, n_second_heads(state, folder / CONFIG), folder)
+    n_second = n_second_heads(state, folder / CONFIG)
+    _refuse_more_than_is_there(config, n_second, folder)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = published_tensors(Kimi(config))
-    n_second = n_second_heads(state, folder / CONFIG)
-    second = tuple(f"model.layers.{config.n_layers + i}." for i in range(n_second))
-    weights = {
-        name: tensor
-        for name, tensor in separate_experts(read_weights(folder)).items()
-        if not name.startswith(second) and not name.endswith(COMPUTED)
-    }
+    weights = separate_experts(read_weights(folder))
+    for name in left_out(weights, config.n_layers, n_second, folder):
+        del weights[name]
     scales = take_scales(weights, block, folder)
     _check_tensors(weights, wanted, folder, (*DTYPES, E4M3) if block else DTYPES)
     model = Kimi(config)

@@ -5,10 +5,19 @@ The names are those of transformers 5 (models/deepseek_v3) and of the checkpoint
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 
 from utils.model import Block, Kimi
 from utils.moe import MoE
+
+COMPUTED = "rotary_emb.inv_freq"  # lies in Kimi K2's and Moonlight's files, and follows from config.json
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+NEXT_TOKEN = "eh_proj.weight"  # every layer that predicts later tokens has it, and no other
 
 
 def published_tensors(model: Kimi) -> dict[str, torch.Tensor]:
@@ -74,3 +83,22 @@ def named_as_published(name: str, w_up: torch.Tensor, w_down: torch.Tensor) -> d
     """w_up (2, F, D), value then gate, and w_down (D, F); the published files call the value `up`."""
     value, gate = w_up
     return {f"{name}.up_proj.weight": value, f"{name}.gate_proj.weight": gate, f"{name}.down_proj.weight": w_down}
+
+
+def left_out(names: Iterable[str], n_layers: int, n_second: int, where: str | Path) -> list[str]:
+    """Those of a file's names that are no part of a model of n_layers, and known: a warning says what they are.
+
+    They follow from config.json, or belong to layers that predict later tokens: the `n_second` behind the others that
+    config.json counts, and such as are clearly of this kind.
+    """
+    names = set(names)
+    layers = {name: int(layer[1]) for name in names if (layer := LAYER.match(name))}
+    second = {
+        layer
+        for layer in layers.values()
+        if n_layers <= layer and (layer < n_layers + n_second or f"model.layers.{layer}.{NEXT_TOKEN}" in names)
+    }
+    if second:
+        which = ", ".join(map(str, sorted(second)))
+        warnings.warn(f"the layers of {where} that predict later tokens are left out: {which}", stacklevel=3)
+    return [name for name in names if name.endswith(COMPUTED) or layers.get(name) in second]

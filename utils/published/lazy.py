@@ -16,7 +16,7 @@ from utils.attention import KVCache
 from utils.config import K2Config
 from utils.hf_names import block_tensors, expert_name, named_as_published
 from utils.model import Block, Kimi
-from utils.moe import Experts, run_experts
+from utils.moe import Experts, MoE, run_experts
 from utils.norm import RMSNorm
 from utils.published.tensors import Place, Tensors
 from utils.record import LayerRecord
@@ -28,10 +28,8 @@ ROWS_AT_ONCE = 8192  # of the head
 @torch.no_grad()
 def fill(views: dict[str, torch.Tensor], tensors: Tensors) -> None:
     """Read each tensor into the memory that a name stands for. Raises ValueError where it has another shape."""
-    for name, view in views.items():
-        if not view.numel():
-            continue  # transformers writes a shared expert of width 0, others write none
-        tensor = tensors[name]
+    views = {name: view for name, view in views.items() if view.numel()}  # none is written for no shared expert
+    for (name, view), tensor in zip(views.items(), tensors.many(views), strict=True):
         if tensor.shape != view.shape:
             shape, right = list(tensor.shape), list(view.shape)
             raise ValueError(
@@ -43,15 +41,15 @@ def fill(views: dict[str, torch.Tensor], tensors: Tensors) -> None:
 class LazyEmbedding(nn.Embedding):
     """An embedding that reads the rows of the tokens that it meets."""
 
-    def __init__(self, config: K2Config, tensors: Tensors, device: torch.device):
+    def __init__(self, config: K2Config, tensors: Tensors):
         super().__init__(config.vocab_size, config.d_model, device="meta")
-        self.tensors, self.to_device = tensors, device
+        self.tensors = tensors
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (B, T) int64 -> (B, T, D)."""
         ids, place = tokens.unique(return_inverse=True)  # (n,), (B, T)
         rows = torch.cat([self.tensors.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])  # (n, D)
-        return rows.to(self.to_device, self.weight.dtype)[place]
+        return rows.to(self.weight.dtype)[place]
 
     def places(self, tokens: torch.Tensor) -> list[Place]:
         """What it reads for these tokens."""
@@ -70,7 +68,7 @@ class LazyHead(nn.Linear):
         logits = []
         for part in self._parts():
             rows = self.tensors.rows(HEAD, *part)  # (n, D)
-            logits.append(F.linear(x, rows.to(x.device, self.weight.dtype)))
+            logits.append(F.linear(x, rows.to(self.weight.dtype)))
         return torch.cat(logits, dim=-1)
 
     def places(self) -> list[Place]:
@@ -94,15 +92,15 @@ class LazyExperts(Experts):
         """x (N, D), weights and chosen (N, K) -> (N, D), each token's weighted sum of experts."""
         y = torch.zeros_like(x)  # (N, D)
         for e in chosen.unique().tolist():
-            w_up, w_down = self.read(e, x.device)
+            w_up, w_down = self.read(e)
             others_out = torch.where(chosen == e, 0, -1)  # (N, K), for of the experts given there is only this one
             y += run_experts(x, weights, others_out, w_up[None], w_down[None])
         return y
 
-    def read(self, expert: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The matrices of one expert: w_up (2, F, D), value and gate, and w_down (D, F)."""
-        w_up = torch.empty_like(self.w_up[expert], device=device, requires_grad=False)
-        w_down = torch.empty_like(self.w_down[expert], device=device, requires_grad=False)
+        w_up = torch.empty_like(self.w_up[expert], device="cpu", requires_grad=False)
+        w_down = torch.empty_like(self.w_down[expert], device="cpu", requires_grad=False)
         fill(named_as_published(expert_name(self.layer, expert), w_up, w_down), self.tensors)
         return w_up, w_down
 
@@ -115,19 +113,21 @@ class LazyExperts(Experts):
 class LazyBlock(Block):
     """A block that reads its weights when it runs; of the experts those that are chosen."""
 
-    def __init__(self, config: K2Config, layer: int, tensors: Tensors, device: torch.device):
+    def __init__(self, config: K2Config, layer: int, tensors: Tensors):
         with torch.device("meta"):
             super().__init__(config, layer)
-        if hasattr(self.ffn, "experts"):
+        if isinstance(self.ffn, MoE):
             self.ffn.experts = LazyExperts(config, layer, tensors)
-        self.layer, self.tensors, self.to_device = layer, tensors, device
+        self.layer, self.tensors = layer, tensors
 
     def read(self) -> Block:
         """The block with its weights; its routed experts read theirs."""
         block = copy.deepcopy(self)  # without memory as yet
-        lazy, block.ffn.experts = getattr(block.ffn, "experts", None), None
-        block.to_empty(device=self.to_device)
-        block.ffn.experts = lazy
+        if isinstance(self.ffn, MoE):
+            block.ffn.experts = None
+        block.to_empty(device="cpu")
+        if isinstance(self.ffn, MoE):
+            block.ffn.experts = self.ffn.experts  # these stay without
         fill(block_tensors(block, self.layer), self.tensors)
         return block
 
@@ -145,22 +145,20 @@ class LazyBlock(Block):
 
 
 class LazyKimi(Kimi):
-    """A k2 model that knows where its weights are: as large as one of its blocks, while it runs.
+    """A k2 model that knows where its weights are: as large as one of its blocks, while it runs, on the CPU.
 
     `generate(model, "...")` and all that reads a model works with it; each token reads every block anew.
     """
 
-    def __init__(self, config: K2Config, tensors: Tensors, device: str | torch.device = "cpu"):
+    device = torch.device("cpu")  # the parameters are nowhere
+
+    def __init__(self, config: K2Config, tensors: Tensors):
         with torch.device("meta"):
             super().__init__(config, fast=False)
-        self.tensors, self._device = tensors, torch.device(device)
-        self.embedding = LazyEmbedding(config, tensors, self._device)
-        self.blocks = nn.ModuleList(LazyBlock(config, i, tensors, self._device) for i in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps).to(self._device)
+        self.tensors = tensors
+        self.embedding = LazyEmbedding(config, tensors)
+        self.blocks = nn.ModuleList(LazyBlock(config, i, tensors) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = LazyHead(config, tensors)
         fill({NORM: self.norm.weight}, tensors)
         self.requires_grad_(False).eval()
-
-    @property
-    def device(self) -> torch.device:
-        return self._device

@@ -8,14 +8,14 @@ from pathlib import Path
 from utils.bpe import BPETokenizer
 from utils.config import K2Config
 from utils.files import json_part, read_json
-from utils.hf import COMPUTED, CONFIG
+from utils.hf import CONFIG
 from utils.hf_config import n_second_heads, read_config
 from utils.hf_fp8 import fp8_block
-from utils.hf_names import published_tensors
+from utils.hf_names import left_out, published_tensors
 from utils.hf_tokenizer import SETTINGS, TOKENIZER, read_tokenizer
 from utils.published.keeping import Kept
 from utils.published.lazy import LazyKimi
-from utils.published.source import Folder, Repository
+from utils.published.source import NAME, Folder, Repository
 from utils.published.tensors import Tensors
 from utils.tokenizer import WordTokenizer
 
@@ -23,9 +23,7 @@ RANKS = "tiktoken.model"  # the file of ranks in Moonshot's repositories
 CACHE = Path("~/.cache/kimi_k2_from_scratch/published")
 
 
-def open_published(
-    name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 20.0, device: str = "cpu"
-) -> LazyKimi:
+def open_published(name: str | Path, *, cache: str | Path | None = None, cache_gb: float = 40.0) -> LazyKimi:
     """A published DeepSeek-V3 or Kimi K2, whose tensors are read when they are used.
 
     name: a folder, or a repository on the hub, "OWNER/NAME" or "OWNER/NAME@REVISION". cache: a folder for what is
@@ -39,6 +37,8 @@ def open_published(
     kept = None
     if os.path.isdir(name):
         source = Folder(name)
+    elif not NAME.fullmatch(str(name)):
+        raise FileNotFoundError(f"{name} is neither a folder nor OWNER/NAME, a repository on the hub")
     else:
         folder = Path(cache or CACHE).expanduser()
         source = Repository(str(name), folder)
@@ -48,7 +48,7 @@ def open_published(
     config, n_second = read_config(state, file), n_second_heads(state, file)
     tensors = Tensors(source, fp8_block(state, file), kept)
     _refuse_more_than_is_there(config, tensors, file)
-    model = LazyKimi(config, tensors, device)
+    model = LazyKimi(config, tensors)
     _refuse_other_names(model, n_second)
     model.tokenizer = _tokenizer(source, config)
     return model
@@ -67,12 +67,8 @@ def _refuse_other_names(model: LazyKimi, n_second: int) -> None:
     described, names, where = published_tensors(model), model.tensors.names(), model.tensors.source.name
     if missing := {name for name, tensor in described.items() if tensor.numel()}.difference(names):
         raise ValueError(f"{where} has no tensor {min(missing)}, by config.json it must have one")
-    second = tuple(f"model.layers.{model.config.n_layers + i}." for i in range(n_second))
-    others = [name for name in names if name not in described and not name.endswith(COMPUTED)]
-    if unknown := [name for name in others if not name.startswith(second)]:
+    if unknown := set(names).difference(described, left_out(names, model.config.n_layers, n_second, where)):
         raise ValueError(f"{where} has the tensor {min(unknown)}, which a model with this config.json must not have")
-    if others:
-        print(f"{where}: left out are {len(others)} tensors behind layer {model.config.n_layers - 1}, of a second head")
 
 
 def _tokenizer(source: Folder | Repository, config: K2Config) -> WordTokenizer | BPETokenizer | None:

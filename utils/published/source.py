@@ -5,6 +5,8 @@ Both give pieces of files. Of a repository no file is fetched whole but the smal
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from utils.hf_weights import plain_name
 from utils.sources.hub import hub_problem, patiently
 
 MAIN = "main"
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Folder:
@@ -57,13 +61,16 @@ class Repository:
     def __init__(self, name: str, kept: Path):
         self.name, _, revision = name.partition("@")
         if problem := hub_problem(self.name, "models"):
-            raise ConnectionError(f"{self.name} cannot be opened: {problem}")
-        self.commit, self._sizes = patiently(lambda: _listed(self.name, revision or MAIN), FileNotFoundError)
+            raise ConnectionError(f"{self.name} is no folder, and on the hub it cannot be opened: {problem}")
+        self.commit, self._sizes = patiently(
+            lambda: _listed(self.name, revision or MAIN), FileNotFoundError, ValueError
+        )
         from huggingface_hub import HfFileSystem
 
         self._files = HfFileSystem()
         self.kept = kept / self.name.replace("/", "--") / self.commit
-        self.bytes, self.seconds = 0, 0.0  # fetched so far, and the time that it took
+        self.bytes, self.seconds = 0, 0.0  # fetched so far, and the time in which something was being fetched
+        self._lock, self._fetching, self._since = threading.Lock(), 0, 0.0
 
     def __contains__(self, file: str) -> bool:
         return file in self._sizes
@@ -75,11 +82,23 @@ class Repository:
         return self._sizes[file]
 
     def read(self, file: str, start: int, end: int) -> bytes:
-        """The bytes from start on and before end. Raises ConnectionError where the hub does not give just these."""
-        begun = time.perf_counter()
-        data = patiently(lambda: self._fetched(file, start, end), FileNotFoundError)
-        self.seconds += time.perf_counter() - begun
-        self.bytes += len(data)
+        """The bytes from start on and before end. Raises ConnectionError where the hub does not give just these.
+
+        Several threads may read at once.
+        """
+        with self._lock:
+            self._since = self._since if self._fetching else time.perf_counter()
+            self._fetching += 1
+        data = b""
+        try:
+            data = patiently(lambda: self._fetched(file, start, end), FileNotFoundError)
+        finally:
+            with self._lock:
+                self._fetching -= 1
+                now = time.perf_counter()
+                self.seconds += now - self._since
+                self._since = now
+                self.bytes += len(data)
         return data
 
     def _fetched(self, file: str, start: int, end: int) -> bytes:
@@ -107,4 +126,8 @@ def _listed(name: str, revision: str) -> tuple[str, dict[str, int]]:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # a gated one is not found either
         raise FileNotFoundError(f"the hub shows no repository {name} with the revision {revision}") from error
+    if not COMMIT.fullmatch(info.sha or ""):  # it becomes the name of a folder
+        raise ValueError(
+            f"the hub says that {name} is at the commit {info.sha!r:.60}, it must be 40 hexadecimal digits"
+        )
     return info.sha, {file.rfilename: file.size for file in info.siblings if file.size is not None}

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from utils.generation import prompt_ids, read_of
+from utils.hf_names import block_tensors
 from utils.moe import MoE
 from utils.published.lazy import LazyKimi
 from utils.record import LayerRecord
@@ -51,7 +53,7 @@ class Layer(NamedTuple):
 
 
 def reading(model: LazyKimi, prompt: str, n_layers: int | None = None) -> Reading:
-    """What `stream_layers` with the same arguments will read. Reads headers, and one matrix where no speed is known."""
+    """What `stream_layers` with the same arguments will read. Reads attention of layer 0 where no speed is known."""
     tokens, n_layers = _tokens(model, prompt), _checked(model, n_layers)
     always, least, most = model.embedding.places(tokens), 0, 0
     for block in model.blocks[:n_layers]:
@@ -64,7 +66,8 @@ def reading(model: LazyKimi, prompt: str, n_layers: int | None = None) -> Readin
         always += model.head.places()
     source = model.tensors.source
     if source.is_remote and source.bytes < ENOUGH:
-        model.tensors["model.layers.0.self_attn.o_proj.weight"]
+        attention = [name for name in block_tensors(model.blocks[0], 0) if "self_attn" in name]
+        list(model.tensors.many(attention))  # as all is read; what comes is kept
     kept = sum(place.bytes for place in always if model.tensors.is_kept(place))
     speed = source.bytes / source.seconds if source.is_remote else None
     return Reading(sum(place.bytes for place in always), least, most, kept, speed)
@@ -81,9 +84,10 @@ def stream_layers(model: LazyKimi, prompt: str, n_layers: int | None = None) -> 
     """
     print(reading(model, prompt, n_layers))
     tokens = _tokens(model, prompt)
-    positions = torch.arange(tokens.shape[1], device=model.device)  # (T,)
+    positions = torch.arange(tokens.shape[1])  # (T,)
     x, angles = model.positions(model.embedding(tokens), positions)  # (1, T, D), (T, R/2)
-    for i, block in enumerate(model.blocks[: _checked(model, n_layers)]):
+    blocks = model.blocks[: _checked(model, n_layers)]
+    for i, block in enumerate(tqdm(blocks, "layers", leave=False, disable=not model.tensors.source.is_remote)):
         before, record = model.tensors.bytes_read, LayerRecord()
         x = block(x, angles, record=record)  # (1, T, D)
         yield Layer(i, x[0], record, model.tensors.bytes_read - before)
@@ -94,7 +98,7 @@ def _size(n_bytes: float) -> str:
 
 
 def _tokens(model: LazyKimi, prompt: str) -> torch.Tensor:
-    return read_of(model, prompt_ids(model, prompt)).to(model.device)  # (1, T)
+    return read_of(model, prompt_ids(model, prompt))  # (1, T)
 
 
 def _checked(model: LazyKimi, n_layers: int | None) -> int:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 
-from utils.files import json_part
+from utils.files import json_part, read_json
 from utils.hf_fp8 import E4M3, SCALE, dequantised
 from utils.hf_weights import INDEX, WEIGHTS, plain_name
 from utils.published.keeping import Kept
@@ -22,6 +25,7 @@ from utils.published.source import Folder, Repository
 DTYPES = {
     "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": E4M3,
 }  # fmt: skip
+AT_ONCE = 8  # requests
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library takes no longer one either
 
 
@@ -49,12 +53,11 @@ class Tensors:
     def __init__(self, source: Folder | Repository, block: tuple[int, int] | None = None, kept: Kept | None = None):
         self.source, self.block, self.kept = source, block, kept
         self._headers: dict[str, dict[str, Place]] = {}
-        self.bytes_read = 0  # of tensors, from wherever they came
+        self.bytes_read, self._lock = 0, threading.Lock()  # of tensors, from wherever they came
         if WEIGHTS in source:
             self._files = dict.fromkeys(self._header(WEIGHTS), WEIGHTS)
         elif INDEX in source:
-            index = json.loads(source.local(INDEX).read_bytes())
-            files = json_part(index if isinstance(index, dict) else {}, "weight_map")
+            files = json_part(read_json(source.local(INDEX)), "weight_map")
             self._files = {name: plain_name(file, INDEX) for name, file in files.items()}
         else:
             raise FileNotFoundError(f"{source.name} has neither {WEIGHTS} nor {INDEX}")
@@ -89,6 +92,14 @@ class Tensors:
             tensor = dequantised(tensor, scales[0], self.block)
         return self._finite(tensor, name)
 
+    def many(self, names: Iterable[str]) -> Iterator[torch.Tensor]:
+        """Several tensors in their order. From the hub a few at once: an answer takes long to begin."""
+        if not self.source.is_remote:
+            yield from map(self.__getitem__, names)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from pool.map(self.__getitem__, names)
+
     def rows(self, name: str, start: int, end: int) -> torch.Tensor:
         """The rows from start on and before end of a matrix. Raises ValueError for one in fp8."""
         return self._finite(self._read(self.rows_place(name, start, end)), name)
@@ -122,7 +133,8 @@ class Tensors:
                 )
             if self.kept is not None:
                 self.kept.put(self._key(place), data)
-        self.bytes_read += place.bytes
+        with self._lock:
+            self.bytes_read += place.bytes
         if not data:
             return torch.empty(place.shape, dtype=place.dtype)
         return torch.frombuffer(bytearray(data), dtype=place.dtype).view(place.shape)
