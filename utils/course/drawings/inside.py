@@ -25,10 +25,10 @@ def weight_file() -> Sketch:
     draw.text(norm.centre[0], y + 72, "norm, F32", 13, colour=MUTED)
     draw.text(682, y + 72, "words, BF16, row by row", 13, colour=MUTED)
     draw.arrow((length.centre[0], y), (length.centre[0], 62), (header.x + 1, 62), (header.x + 1, y), dashed=True)
-    draw.arrow((190, y), (190, 34), (norm.x + 4, 34), (norm.x + 4, y))
-    draw.arrow((318, y), (318, 56), (rows[0].x + 4, 56), (rows[0].x + 4, y))
-    draw.text(300, 18, "where norm begins", 13, colour=MUTED)
-    draw.text(470, 72, "where words begin", 13, colour=MUTED)
+    draw.arrow((190, y), (190, 36), (norm.x + 6, 36), (norm.x + 6, y))
+    draw.arrow((318, y), (318, 64), (rows[0].x + 6, 64), (rows[0].x + 6, y))
+    draw.text(418, 36, "here norm begins", 13, "start", MUTED)
+    draw.text(548, 64, "here words begins", 13, "start", MUTED)
     draw.text(402, 200, "byte 0 of the offsets is here", 13, colour=MUTED)
     draw.arrow((402, 188), (402, y + height + 2))
     return draw
@@ -37,7 +37,7 @@ def weight_file() -> Sketch:
 def eight_bits() -> Sketch:
     """The eight bits of 1.125 in e4m3 and what they say."""
     draw = Sketch(
-        832, 190,
+        832, 158,
         "Eight boxes in a row for the bits 0 0111 001. The first is the sign, plus. The next four are the exponent, 7, "
         "less 7 is 0. The last three are the fraction, one eighth. Together: plus, one and one eighth, times 2 to the "
         "power of 0, is 1.125.",
@@ -64,14 +64,14 @@ def eight_bits() -> Sketch:
 def lazily() -> Sketch:
     """A prompt through one lazy block: what is read from the disk, what stays there."""
     draw = Sketch(
-        832, 344,
+        832, 328,
         "Above, the model in memory; below, the files on the disk. Six ids become vectors by reading six rows of the "
         "embedding's table. A block reads its attention, norms and router whole. The router chooses experts 1 and 4 "
         "for the tokens of the prompt, and only these two of eight are read; the others stay on the disk. After its "
         "turn the block lets go of everything, and the next block reads its own.",
     )  # fmt: skip
     draw.text(0, 12, "in memory, while it runs", 14, "start", bold=True)
-    draw.text(0, 330, "on the disk, or on the hub", 14, "start", bold=True)
+    draw.text(0, 260, "on the disk,\nor on the hub", 14, "start", bold=True)
     ids = draw.box(0, 64, 96, 60, "ids of\nthe text", "none", 14)
     rows = draw.box(134, 64, 112, 60, "rows of\nits words", "orange", 14, bold=True)
     draw.box(284, 30, 470, 126, "", "none", dashed=True, round=12)

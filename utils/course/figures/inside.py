@@ -175,9 +175,11 @@ def draw_streams(streams: dict[str, torch.Tensor]) -> plt.Figure:
                           lw=0)  # fmt: skip
         axes.plot(layers, others.median(dim=1).values.tolist(), "o-", ms=4, color=WHOSE[name], label="the others")
         axes.plot(layers, values[:, 0].tolist(), "s--", ms=4, color=PURPLE, label="first token")
-        axes.set(title=name, xlabel="behind layer", ylim=(0, None))
+        axes.set(title=name, xlabel="behind layer")
         if values.max() > 20 * values.min():
-            axes.set(yscale="log", ylim=(None, None))
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         if len(layers) < 12:
             axes.set_xticks(layers)
         axes.legend()
