@@ -16,8 +16,8 @@ def _back(body: str) -> str:
 
 
 def _chosen(
-    experts: str = "chosen.unique().tolist()", weight: str = "weights[token, slot, None]", up: str = "0", gate: str = "1",
-    add: str = "+=",
+    experts: str = "chosen.unique().tolist()", weight: str = "weights[token, slot, None]", up: str = "0",
+    gate: str = "1", add: str = "+=",
 ) -> str:  # fmt: skip
     return f"""def run_chosen(x, weights, chosen, read_expert):
     y = torch.zeros_like(x)
@@ -42,7 +42,10 @@ WRONG = {
         (_rows("data_start + begin"), "you return its first rows"),
         (_rows("data_start + begin + first * row", view="view(-1)"), "they must be rows again"),
         (_rows("data_start + begin", "end * row", "view(end, *entry['shape'][1:])[first:]"), "seek to the first row"),
-        (_rows("data_start + begin + first * row").replace("DTYPES[entry[\"dtype\"]]", "torch.bfloat16"), "the dtype must be"),
+        (
+            _rows("data_start + begin + first * row").replace('DTYPES[entry["dtype"]]', "torch.bfloat16"),
+            "the dtype must be",
+        ),
     ],
     "check_dequantise": [
         (_back("eight.float()"), "without their factors"),
@@ -101,8 +104,6 @@ ALSO_RIGHT = {
     file.seek(data_start + begin + row * first)
     raw = torch.tensor(list(file.read(row * (end - first))), dtype=torch.uint8)
     shape = [end - first, *entry["shape"][1:]]
-    if end == first:
-        return torch.empty(shape, dtype=DTYPES[entry["dtype"]])
     return raw.view(DTYPES[entry["dtype"]]).reshape(shape)""",
         """def read_rows(file, entry, data_start, first, end):
     dtype = DTYPES[entry["dtype"]]
@@ -114,9 +115,7 @@ ALSO_RIGHT = {
         file.seek(data_start + entry["data_offsets"][0] + i * row, 0)
         out[i - first] = torch.frombuffer(bytearray(file.read(row)), dtype=dtype).view(out.shape[1:])
     return out""",
-        _rows("begin + data_start + row * first", view="reshape([-1] + entry['shape'][1:])").replace(
-            "    file.seek", "    if end == first:\n        return torch.empty(0, *entry['shape'][1:], dtype=dtype)\n    file.seek"
-        ),
+        _rows("begin + data_start + row * first", view="reshape([-1] + entry['shape'][1:])"),
     ],
     "check_dequantise": [
         """def dequantise(eight, factors, block):
@@ -169,7 +168,7 @@ ALSO_RIGHT = {
         if n:
             entropy -= n / total * math.log(n / total)
     return math.exp(entropy)""",
-        _number("torch.distributions.Categorical(probs=p).entropy().exp()").replace("load / load.sum()", "load.double() / load.sum()"),
+        _number("torch.distributions.Categorical(probs=p.double()).entropy().exp()"),
         "def effective_number(load):\n    return torch.special.entr(load / load.sum()).sum().exp().item()",
     ],
 }  # fmt: skip

@@ -27,7 +27,8 @@ def draw_parts(parameters: dict[str, dict[str, int]]) -> plt.Figure:
         axes.barh(names, shares, 0.62, left=left, color=colour, label=part)
         for y, (share, start) in enumerate(zip(shares, left, strict=True)):
             if share > 7:
-                axes.text(start + share / 2, y, f"{share:.0f} %", ha="center", va="center", color="white", weight="bold")
+                middle = dict(ha="center", va="center", color="white", weight="bold")
+                axes.text(start + share / 2, y, f"{share:.0f} %", **middle)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set(xlabel="% of all parameters", xlim=(0, 100))
     axes.invert_yaxis()
@@ -40,19 +41,19 @@ def draw_parts(parameters: dict[str, dict[str, int]]) -> plt.Figure:
 def draw_rounding(
     sizes: Sequence[float], lost: dict[str, Sequence[float]], typical: dict[str, Sequence[float]]
 ) -> plt.Figure:
-    """What rounding loses, relative to each number, by form; bands: where nine tenths of a matrix lie."""
+    """The most that rounding loses around each size, relative to it, by form; bands: nine tenths of a matrix."""
     figure, axes = new_figure(size=(8, 3.6))
     for (name, (low, high)), colour in zip(typical.items(), (ORANGE, GREEN), strict=True):
         axes.axvspan(low, high, color=colour, alpha=0.18, lw=0)
         axes.text((low * high) ** 0.5, 1.25, f"weights,\n{name}", color="black", ha="center", va="bottom", fontsize=9)
+    step = len(sizes) // 100
     for (name, values), colour in zip(lost.items(), (VERMILION, GREY), strict=True):
-        axes.plot(sizes, values, color=colour, lw=0.7, label=name)
+        most = [max(values[i : i + 2 * step]) for i in range(0, len(values) - step, step)]
+        axes.plot(sizes[step::step][: len(most)], most, color=colour, lw=2, label=name)
     axes.axvline(2**-6, color="black", ls=":", lw=1.2)
-    axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=(2e-5, 1.1), xlabel="size of the number",
-             ylabel="error, relative to it")  # fmt: skip
-    legend = axes.legend(loc="lower left", bbox_to_anchor=(0.62, 0.4))
-    for line in legend.get_lines():
-        line.set_linewidth(2.5)
+    axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=(1e-3, 1.1), xlabel="size of the number",
+             ylabel="largest error, relative to it")  # fmt: skip
+    axes.legend(loc="center", bbox_to_anchor=(0.55, 0.78))
     return figure
 
 
@@ -62,8 +63,9 @@ def draw_outlier(times: Sequence[float], errors: dict[str, Sequence[float]]) -> 
     figure, axes = new_figure(size=(7, 3.3))
     for (name, values), colour, line in zip(errors.items(), (GREEN, VERMILION, GREY), ("o-", "s-", "^--"), strict=True):
         axes.plot(times, values, line, ms=5, color=colour, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="the one weight, times", ylabel="error of all others", ylim=(0.005, 1.5))
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.45))
+    axes.set(xscale="log", yscale="log", xlabel="the one weight, times", ylabel="error of the others")
+    axes.set_ylim(0.0012, 1.6)
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -90,7 +92,8 @@ def draw_biases(biases: dict[str, torch.Tensor]) -> plt.Figure:
     figure, every = new_figure(len(biases), (7.5, 3.2), squeeze=False)
     for axes, (name, values) in zip(every[0], biases.items(), strict=True):
         for layer, row in enumerate(values.tolist(), 1):
-            axes.plot([layer] * len(row), row, "o", ms=5 if len(values) < 12 else 2, alpha=0.55, color=WHOSE[name], mew=0)
+            dots = dict(ms=5 if len(values) < 12 else 2, alpha=0.55, color=WHOSE[name], mew=0)
+            axes.plot([layer] * len(row), row, "o", **dots)
         axes.axhline(0, color=GREY, lw=1)
         axes.set(title=name, xlabel="layer")
         if len(values) < 12:
@@ -110,7 +113,7 @@ def draw_choices(loads: torch.Tensor, sentences: Sequence[str], title: str) -> p
     if loads.shape[1] <= 40:
         axes.set_xticks(range(loads.shape[1]))
     axes.grid(visible=False)
-    figure.colorbar(image, label="tokens")
+    figure.colorbar(image, label="tokens", ticks=range(int(loads.max()) + 1))
     return figure
 
 
@@ -150,7 +153,7 @@ def draw_spectra(spectra: dict[str, dict[str, Sequence[Sequence[float]]]]) -> pl
 
 @styled
 def draw_latents(sizes: dict[str, list[list[float]]], shares: dict[str, Sequence[float]]) -> plt.Figure:
-    """Left the size of the latents by place, a line for each sentence; right the share that the first n directions hold."""
+    """Left the size of the latents by place, a line for each sentence; right what the first directions hold."""
     figure, (left, right) = new_figure(2, (8, 3.2))
     for name, lines in sizes.items():
         for i, line in enumerate(lines):
@@ -167,12 +170,12 @@ def draw_latents(sizes: dict[str, list[list[float]]], shares: dict[str, Sequence
 
 @styled
 def draw_streams(streams: dict[str, torch.Tensor]) -> plt.Figure:
-    """For each model the size of the stream behind each layer, (L, T): the first token, and the others with their range."""
+    """For each model the size of the stream behind each layer, (L, T): the first token, the range of the others."""
     figure, every = new_figure(len(streams), (7.5, 3.2), squeeze=False)
     for axes, (name, values) in zip(every[0], streams.items(), strict=True):
         layers, others = list(range(len(values))), values[:, 1:]
-        axes.fill_between(layers, others.amin(dim=1).tolist(), others.amax(dim=1).tolist(), color=WHOSE[name], alpha=0.2,
-                          lw=0)  # fmt: skip
+        low, high = others.amin(dim=1).tolist(), others.amax(dim=1).tolist()
+        axes.fill_between(layers, low, high, color=WHOSE[name], alpha=0.2, lw=0)
         axes.plot(layers, others.median(dim=1).values.tolist(), "o-", ms=4, color=WHOSE[name], label="the others")
         axes.plot(layers, values[:, 0].tolist(), "s--", ms=4, color=PURPLE, label="first token")
         axes.set(title=name, xlabel="behind layer")
