@@ -44,9 +44,9 @@ def k2_fields(draw) -> dict:
     return dict(
         n_heads=draw(st.integers(1, 4)), d_model=draw(st.integers(2, 12)), n_layers=n_layers, d_ff=draw(small),
         n_experts=n_group * per_group, top_k=draw(st.integers(1, topk_group * per_group)), n_group=n_group,
-        topk_group=topk_group, block_size=draw(st.integers(1, 20)), q_lora_rank=draw(small), kv_lora_rank=draw(small),
-        qk_nope_head_dim=draw(small), qk_rope_head_dim=2 * draw(st.integers(1, 4)), v_head_dim=draw(small),
-        dense_ff=draw(small), first_k_dense=draw(st.integers(0, n_layers - 1)),
+        topk_group=topk_group, block_size=draw(st.integers(1, 20)), q_lora_rank=draw(st.integers(0, 9)),
+        kv_lora_rank=draw(small), qk_nope_head_dim=draw(small), qk_rope_head_dim=2 * draw(st.integers(1, 4)),
+        v_head_dim=draw(small), dense_ff=draw(small), first_k_dense=draw(st.integers(0, n_layers - 1)),
         n_shared_experts=draw(st.integers(0, 2)), yarn_factor=draw(st.sampled_from([1.0, 4.0])),
         yarn_original=draw(st.sampled_from([4, 4096])),
         balance_coef=draw(st.sampled_from([0.0, 0.1])),
@@ -123,11 +123,13 @@ def test_whatever_numbers_meet_they_train_or_a_field_is_named(config):
     assert len(trained) > 50 and len(named) > 4
 
 
+@pytest.mark.parametrize("q_lora_rank", [48, 0])
 @pytest.mark.parametrize("kv_lora_rank, qk_nope_head_dim", [(15, 8), (12, 7), (15, 7), (1, 1)])
-def test_odd_widths_turn_like_even_ones(kv_lora_rank, qk_nope_head_dim):
+def test_odd_widths_turn_like_even_ones(kv_lora_rank, qk_nope_head_dim, q_lora_rank):
     """The cached, absorbed form and the naive one agree, so what is turned lies where it should."""
     shape = dict(block_size=16, d_model=12, n_heads=2, n_layers=2, d_ff=8, n_experts=2, top_k=1, dense_ff=8,
-                 kv_lora_rank=kv_lora_rank, qk_nope_head_dim=qk_nope_head_dim, qk_rope_head_dim=4)  # fmt: skip
+                 q_lora_rank=q_lora_rank, kv_lora_rank=kv_lora_rank,
+                 qk_nope_head_dim=qk_nope_head_dim, qk_rope_head_dim=4)  # fmt: skip
     model = Kimi(KimiConfig(20, "k2", **shape)).eval()
     tokens = torch.arange(12)[None]
     with torch.no_grad():

@@ -25,6 +25,7 @@ from utils.record import LayerRecord, Record
 
 ATTENTION = {"nano": MultiHeadAttention, "k2": MultiHeadLatentAttention}
 YARN = dict(yarn_factor=4.0, yarn_original=8, yarn_beta_fast=2.0, yarn_beta_slow=0.1, qk_rope_head_dim=8)
+NO_LATENT = dict(q_lora_rank=0)  # the queries are read from x itself
 every_form = pytest.mark.parametrize("fast", [False, True], ids=["textbook", "fast"])
 
 
@@ -128,7 +129,10 @@ def slow_latent(attention, x, gamma=None):
     for sequence in x:
         latent_and_key = sequence @ weights["w_kv_down"].T
         latent, rope_key = norm(latent_and_key[:, :c], weights["kv_norm"]), turned(latent_and_key[:, c:])
-        queries = norm(sequence @ weights["w_q_down"].T, weights["q_norm"]) @ weights["w_q_up"].T
+        read_by_queries = sequence
+        if config.q_lora_rank:
+            read_by_queries = norm(sequence @ weights["w_q_down"].T, weights["q_norm"])
+        queries = read_by_queries @ weights["w_q_up"].T
         expanded = latent @ weights["w_kv_up"].T
         mixed, of_heads = [], []
         for h in range(config.n_heads):
@@ -158,7 +162,15 @@ def maxima(logits):
 
 @pytest.mark.parametrize(
     "architecture, changes",
-    [("nano", {}), ("k2", {}), ("k2", YARN), ("k2", dict(norm_eps=0.1)), ("k2", dict(v_head_dim=9))],
+    [
+        ("nano", {}),
+        ("k2", {}),
+        ("k2", YARN),
+        ("k2", dict(norm_eps=0.1)),
+        ("k2", dict(v_head_dim=9)),
+        ("k2", NO_LATENT),
+        ("k2", NO_LATENT | YARN),
+    ],
 )
 @every_form
 def test_attention_equals_its_formulas(fast, architecture, changes):
@@ -382,7 +394,7 @@ def test_the_cache_of_the_published_k2_takes_70272_bytes_per_token():
     assert sum(buffer.nbytes for buffer in buffers) == 131_072 * 70_272
 
 
-@pytest.mark.parametrize("changes", [{}, YARN])
+@pytest.mark.parametrize("changes", [{}, YARN, NO_LATENT])
 @pytest.mark.parametrize("n_queries", [1, 5])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-6), (torch.float, 1e-4)])
 def test_the_absorbed_form_equals_the_naive_one(changes, n_queries, dtype, tolerance):
@@ -396,6 +408,14 @@ def test_the_absorbed_form_equals_the_naive_one(changes, n_queries, dtype, toler
     mixed = attention.absorbed(q_n[:, :, -n_queries:], q_r[:, :, -n_queries:], key)  # (B, H, T, v)
     ours = attention.w_o(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_without_a_query_latent_one_matrix_takes_x_to_the_queries_of_all_heads():
+    attention = tiny_attention("k2", **NO_LATENT)
+    shapes = {name: tuple(p.shape) for name, p in attention.named_parameters()}
+    of_queries = {name: shape for name, shape in shapes.items() if name.startswith(("w_q", "q_"))}
+    assert of_queries == {"w_q_up.weight": (4 * (8 + 4), 32)}
+    assert shapes.keys() < dict(tiny_attention("k2").named_parameters()).keys()
 
 
 def test_a_single_new_token_never_expands_the_latents(monkeypatch):
@@ -447,7 +467,7 @@ def test_the_largest_logits_are_those_that_the_number_format_has():
     assert torch.equal(rounded, rounded.bfloat16().float())  # the very inputs of the softmax
 
 
-@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
+@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN), ("k2", NO_LATENT)])
 @pytest.mark.parametrize("training", [True, False])
 @every_form
 def test_a_record_takes_the_largest_logit_of_each_head(fast, training, architecture, changes):
@@ -515,7 +535,7 @@ def check_clip(attention, x):
         assert (p - once[name]).abs().max() < 1e-6, "a second clip is not a no-op"
 
 
-@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN)])
+@pytest.mark.parametrize("architecture, changes", [("nano", {}), ("k2", {}), ("k2", YARN), ("k2", NO_LATENT)])
 @pytest.mark.parametrize("seed", [0, 1])
 @every_form
 def test_qk_clip_scales_every_logit_of_a_head_beyond_tau_and_nothing_else(fast, architecture, changes, seed):

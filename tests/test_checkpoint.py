@@ -83,6 +83,22 @@ def test_a_run_goes_on_from_the_checkpoint_before_to_the_same_end(tmp_path):
     assert train(*job(), RUN, tmp_path, resume=True).losses == expected.losses
 
 
+def test_a_model_without_a_query_latent_comes_back_and_goes_on_to_the_last_bit(tmp_path):
+    expected = train(*job(q_lora_rank=0), RUN)
+    stop = StopRequest()
+    stop_at_3 = lambda history: history.step >= 3 and setattr(stop, "number", signal.SIGINT)  # noqa: E731
+    model, data = job(q_lora_rank=0)
+    train(model, data, dataclasses.replace(RUN, eval_interval=1), tmp_path, show=stop_at_3, stop=stop)
+    loaded, step = load_model(tmp_path)
+    assert step == 3 and loaded.config == model.config and loaded.config.q_lora_rank == 0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert not any("w_q_down" in name or "q_norm" in name for name in loaded.state_dict())
+    assert (
+        train(*job(q_lora_rank=0), dataclasses.replace(RUN, eval_interval=1), tmp_path, resume=True).losses
+        == expected.losses
+    )
+
+
 # What is readable and wrong
 
 

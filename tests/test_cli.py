@@ -1,19 +1,22 @@
 """The command line, as a newcomer types it."""
 
 import errno
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers import save_again, visible
-from utils import recipe, sealed, token_store
+from utils import commands, recipe, sealed, token_store
 from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
 from utils.commands import COMMANDS
@@ -28,6 +31,7 @@ from utils.recipe import load_split, new_recipe, read_recipe
 from utils.run_state import RunState
 from utils.token_workers import held_out
 from utils.tokenizer import WordTokenizer
+from utils.train_command import repeats
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Once upon a time, there was a cat named Tom. Tom had a red ball. He was happy. The end."
@@ -71,6 +75,44 @@ def test_train_ends_with_a_told_story_and_what_to_do_next(run, capsys, tmp_path)
     assert visible(run) == ["checkpoint.safetensors", "history.json", "loss.png"]
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_that_reads_its_text_many_times_is_told_with_the_steps_that_would_not(accumulation):
+    data = TokenData(np.zeros(6_000, dtype=np.uint16), 5_000, {})
+    config = TrainConfig(steps=1_000, batch_size=4, block_size=32, accumulation=accumulation)
+    told = repeats(data, config)
+    assert f"reads its 5,000 training tokens {1_000 * 128 * accumulation / 5_000:.1f} times" in told
+    fewer = int(re.search(r"--steps (\d+) for 4 passes", told)[1])
+    assert repeats(data, replace(config, steps=fewer)) is None
+    assert repeats(data, replace(config, steps=fewer + 1))
+
+
+def test_of_a_text_shorter_than_a_step_no_impossible_number_of_steps_is_asked():
+    data = TokenData(np.zeros(40, dtype=np.uint16), 31, {})
+    assert repeats(data, TrainConfig(batch_size=4, block_size=32)).endswith("take more text, or fewer steps (--steps)")
+
+
+SHIPPED = [(name, preset) for presets in PRESETS.values() for name, preset in presets.items()]
+
+
+@pytest.mark.parametrize("name, preset", SHIPPED, ids=lambda value: value if isinstance(value, str) else "")
+def test_of_the_presets_and_their_stories_nothing_is_said(name, preset):
+    """The built-in stories are shorter than those of TinyStories, so they are read more often."""
+    sample = builtin_stories(200)
+    tok = WordTokenizer.train(sample)
+    n_train = preset.stories * sum(len(tok.encode(story)) + 1 for story in sample) // len(sample)
+    assert repeats(TokenData(np.zeros(n_train, dtype=np.uint16), n_train, {}), preset.training) is None
+
+
+def test_a_small_text_of_ones_own_is_learned_by_heart_and_that_is_said_before(tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("\n".join(f"{STORY} {i}" for i in range(30)))
+    own = ["train", "--preset", "smoke", "--source", str(tmp_path / "own.txt"), "--split-on", "line"]
+    for steps, said in ((60, 1), (6, 0)):
+        capsys.readouterr()
+        assert main([*own, "--run", str(tmp_path / str(steps)), "--steps", str(steps)]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "training tokens" in line]
+        assert len(notes) == said and all(note.startswith("note: this run reads") for note in notes)
+
+
 def test_the_model_is_k2_unless_nano_is_said(run, tmp_path, capsys):
     assert load_checkpoint(run)["config"]["architecture"] == "k2"
     assert main(["train", "--preset", "smoke", "--model", "nano", "--run", str(tmp_path / "nano")]) == 0
@@ -107,6 +149,35 @@ def test_evaluate_reports_every_figure(run, capsys):
         r"3 stories at temperature 0\.8",
     ):
         assert re.search(figure, out), figure
+
+
+def test_evaluate_says_why_two_shares_differ_where_it_prints_both(run, capsys, monkeypatch):
+    for share, said in (({"ending": 0.5, "none": 0.5}, True), (None, False)):
+        monkeypatch.setattr("utils.evaluate.Judge.shares", lambda *_, share=share: share)
+        capsys.readouterr()
+        assert main(["evaluate", "--run", str(run), "--stories", "2"]) == 0
+        out = capsys.readouterr().out
+        assert "coherent (built-in grammar)" in out and ("none of these faults" in out) == said
+        assert (commands.TWO_JUDGES in out) == said
+
+
+def test_evaluate_shows_on_stderr_how_far_it_is_and_prints_its_table_alone(run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
+    printed = capsys.readouterr()
+    bars = ["validation: ", "what words leave out: ", "stories 1 to 3 of 3: "]
+    places = [printed.err.find(bar) for bar in bars]
+    assert -1 < places[0] < places[1] < places[2] and not any(bar in printed.out for bar in bars)
+
+
+def test_a_bar_that_cannot_be_drawn_ends_no_evaluation(run, capsys, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert main(["evaluate", "--run", str(run), "--stories", "3"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
 
 
 def test_runs_are_evaluated_side_by_side_in_a_table_in_json_and_in_a_figure(run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import signal
 import threading
@@ -16,6 +17,7 @@ import torch
 from tests.helpers import storyteller
 from tests.test_runner import QueueKernel
 from utils.generation import generate
+from utils.panel.column import GAP, MOST_HELD, margins, width_of
 from utils.panel.demo import EXAMPLES, WIDGET_VIEW, StoryDemo, story_demo
 from utils.panel.reading import Reading
 
@@ -487,9 +489,40 @@ def test_words_stand_apart_where_the_story_has_a_space(panel):
     panel.prompt.value = 'One day, she said "the dogs\' big ball" and'
     press(panel.generate)
     column = panel.columns[0]
-    gaps = ["margin-right" in rule for rule in column.colours.value.splitlines()[: len(column.reading.words)]]
+    rules = column.colours.value.splitlines()[: len(column.reading.words)]
+    found = [re.search(r"margin:1px (\S+)em 1px (\S+)em", rule).groups() for rule in rules]
+    right, left = ([float(pair[side]) for pair in found] for side in (0, 1))
+    gaps = [round(after + before, 2) == GAP for after, before in zip(right, [*left[1:], 0.0], strict=True)]
     assert gaps == [word.text.startswith(" ") for word in column.reading.words[1:]] + [False]
     assert gaps[:7] == [True, False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "texts, lines",
+    [
+        (["The", " ball", ",", " red", "."], ["The", "ball,", "red."]),
+        (["She", " said", ",", ' "', "Don", "'", "t", "!", '"'], ["She", "said,", '"Don\'t!"']),
+        ([" yo", "-", "yo", " st", "ory"], ["yo-yo", "story"]),
+        (
+            ["我", "有", "球", "。", "你", "说", "：", "「", "好", "」"],
+            ["我", "有", "球。", "你", "说：", "「好」"],
+        ),
+        (["a"] * 25, ["a" * MOST_HELD, "a" * MOST_HELD, "a" * (25 - 2 * MOST_HELD)]),
+        ([], []),
+    ],
+)
+def test_a_row_of_words_wraps_only_where_a_line_may_begin(texts, lines):
+    """On every page that has room for the longest word. A row takes a button while all their widths and margins fit."""
+    widest = max((sum(map(width_of, line)) for line in lines), default=0)
+    starts = ["".join(lines[:n]) for n in range(len(lines))]
+    for page in (widest + GAP + extra / 4 for extra in range(40)):
+        rows, used = [], math.inf
+        for text, (left, right) in zip(texts, margins(texts), strict=True):
+            width = left + sum(map(width_of, text.strip())) + right
+            used = used + width if used + width < page + 1e-9 else width
+            rows = [*rows, ""] if used == width else rows
+            rows[-1] += text.strip()
+        assert all("".join(rows[:n]) in starts for n in range(len(rows))), rows
 
 
 def test_colours_of_stories_side_by_side_do_not_mix(panel):
@@ -648,6 +681,20 @@ def test_an_error_in_the_middle_is_told_and_the_panel_stays_usable(model, panel,
         assert all(word.text for word in column.reading.words)
     press(panel.generate)
     assert text(panel) == told(model, panel) and panel.status.value.startswith("done")
+
+
+@pytest.mark.parametrize("given", ["runs/x", Path("runs/x")])
+def test_a_path_in_the_place_of_a_model_is_refused_with_the_line_that_loads_it(given, model):
+    loads = re.escape("it must be a Kimi: model, step = load_model('runs/x'), from utils.checkpoint, gives one")
+    with pytest.raises(ValueError, match=f"^the model is the path 'runs/x', {loads}$"):
+        story_demo(given)
+    with pytest.raises(ValueError, match=f"^the model 'before' is the path 'runs/x', {loads}$"):
+        story_demo(model, before=given)
+
+
+def test_all_that_load_model_returns_is_no_model(model):
+    with pytest.raises(ValueError, match=r"the model is a tuple, it must be a Kimi: model, step = load_model\(path\)"):
+        story_demo((model, 6))
 
 
 def test_a_model_without_a_tokenizer_is_named(model, other):

@@ -102,6 +102,31 @@ def test_on_a_narrow_page_all_of_the_panel_can_be_seen():
         assert "Generate" in hint
 
 
+def test_no_line_begins_with_a_sign_that_belongs_to_the_word_before():
+    """At every width of the page, and on two lines or more."""
+    with lab(CODE) as page:
+        control(page, "Prompt").fill(" ".join(["Lily said, \"Don't!\" She ran; the dogs' ball was (so) big."] * 6))
+        button(page, "Generate").click()
+        telling(page)
+        stop(page, lambda: button(page, "Stop").click())
+        rows = set()
+        for width in range(420, 1200, 13):
+            page.set_viewport_size({"width": width, "height": 1000})
+            lines = page.evaluate(LINES)
+            rows.add(len(lines))
+            assert [line for line in lines if line[0] in ",.;!)"] == [] and [
+                line for line in lines if line[-1] == "("
+            ] == []
+        assert len(rows) > 3
+
+
+# The words of the story by line, as one text each.
+LINES = """() => {
+  const lines = {};
+  for (const word of document.querySelectorAll('.story-demo .words button'))
+    lines[word.offsetTop] = (lines[word.offsetTop] ?? '') + word.innerText;
+  return Object.values(lines);
+}"""
 LAST_SLIDER = ".story-demo .widget-slider:last-child"
 # What sticks out of the panel: what is written in it, and its class.
 BEYOND = """() => {

@@ -89,6 +89,27 @@ def test_stories_are_judged_by_what_the_training_texts_show(model, monkeypatch):
     assert evaluate(model, DATA, n_stories=0, texts=(train, STORIES[:2])).faults is None
 
 
+def test_what_takes_long_is_told_while_it_is_done(model, monkeypatch):
+    """Each stage hands on all that it goes through, and what is found is what nobody watched."""
+    monkeypatch.setattr("utils.generation.STORIES_AT_ONCE", 2)
+    seen, most = {}, {}
+
+    def watched(things, stage, at_most):
+        seen[stage], most[stage] = 0, at_most
+        for thing in things:
+            seen[stage] += 1
+            yield thing
+
+    found = evaluate(model, DATA, n_stories=3, texts=split_stories(STORIES), progress=watched)
+    told = ["stories 1 to 2 of 3", "stories 3 to 3 of 3"]
+    assert list(seen) == ["validation", "what words leave out", *told]
+    for stage in ("validation", "what words leave out"):
+        assert seen[stage] == most[stage] > 1
+    assert all(1 < seen[stage] <= most[stage] == 250 for stage in told)
+    unwatched = evaluate(model, DATA, n_stories=3, texts=split_stories(STORIES))
+    assert found._replace(tokens_per_second=0) == unwatched._replace(tokens_per_second=0)
+
+
 def test_a_negative_number_of_stories_is_refused(model):
     with pytest.raises(ValueError, match="n_stories is -3, it must be 0 or more"):
         evaluate(model, DATA, n_stories=-3)

@@ -534,6 +534,24 @@ def test_tables_and_norms_are_adamws_and_every_other_matrix_is_muons(architectur
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(names)
 
 
+def test_the_one_matrix_of_queries_without_a_latent_is_muons_and_clipped():
+    model = tiny_k2_model(q_lora_rank=0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices, others = ([names[id(p)] for p in group] for group in muon_parameters(model))
+    assert "blocks.1.attention.w_q_up.weight" in matrices
+    assert sorted(others) == sorted(name for name in names.values() if is_for_adamw(name))
+    assert not any("w_q_down" in name or "q_norm" in name for name in names.values())
+    tokens, records = random_tokens(8, 13), []
+    optimizer = MuonClip(model, lr=0.0, tau=0.5)
+    for _ in range(2):
+        records.append(Record())
+        model.loss(tokens[:, :-1], tokens[:, 1:], records[-1]).backward()
+        optimizer.step(records[-1])
+    before, after = (record.layers[0].max_logits for record in records)  # what the first layer reads did not change
+    assert (before > 0.5).any()
+    torch.testing.assert_close(after, before.clamp(max=0.5), atol=1e-5, rtol=1e-5)  # the clip alone, to tau itself
+
+
 def test_only_a_module_called_head_is_a_head():
     outer = torch.nn.ModuleDict({"model": tiny_k2_model(), "multihead": torch.nn.MultiheadAttention(8, 2)})
     listed = {id(p) for p in muon_parameters(outer)[0]}

@@ -203,6 +203,7 @@ def test_two_processes_evaluate_as_one(tmp_path):
     assert main([*asked, str(tmp_path / "one.json")]) == 0
     printed = finish(launch(2, "utils", *asked, str(tmp_path / "two.json")))
     assert printed.count("told: 3 stories") == 1
+    assert printed.count("validation:   0%") == printed.count("stories 1 to 3 of 3:   0%") == 1  # bars of the first
     written = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
     one, two = (found["runs"][str(tmp_path / "run")]["found"] for found in written)
     for name in ("loss", "perplexity", "bits_per_byte", "dropped"):

@@ -19,6 +19,17 @@ def test_what_processes_print_comes_back_and_a_failure_is_an_error(tmp_path):
         launch(2, script)
 
 
+def tell(*words):
+    import os
+
+    print("I am", os.environ["RANK"], *words)
+
+
+@needs_distributed
+def test_a_function_is_a_program_of_its_own():
+    assert sorted(launch(2, tell, "with", 3).splitlines()) == ["I am 0 with 3", "I am 1 with 3"]
+
+
 @needs_distributed
 def test_a_process_is_killed_when_it_is_time(tmp_path):
     script, ready = tmp_path / "script.py", tmp_path / "ready-1"
@@ -43,6 +54,6 @@ def test_pretended_processes_get_the_sum_of_all_in_each():
 
 def test_whoever_waits_for_nobody_is_told():
     with pytest.raises(TimeoutError, match="never comes"):
-        pretend(2, lambda rank, all_reduce: all_reduce(1) if rank else None)
+        pretend(2, lambda rank, all_reduce: all_reduce(1) if rank else None, 0.1)
     with pytest.raises(ZeroDivisionError):
         pretend(2, lambda rank, all_reduce: all_reduce(1) if rank else 1 / 0)

@@ -2,10 +2,15 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from utils.generation import generate
+from utils.stories import builtin_stories
+from utils.tokenizer import WordTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
@@ -157,3 +162,12 @@ def test_commands_and_modules_that_it_names_exist():
             assert importlib.util.find_spec(module), module
         for path in re.findall(r"tests/test_\w+\.py", page):
             assert (ROOT / path).is_file(), path
+
+
+def test_the_snippets_have_room_for_a_whole_story():
+    """None cuts a story in the middle of a sentence: the longest of the built-in ones, which k2 learns, fits."""
+    stories = builtin_stories(2_000)
+    tok = WordTokenizer.train(stories)
+    room = [int(n) for page in PAGES.values() for n in re.findall(r"max_new_tokens=(\d+)", page)]
+    room.append(inspect.signature(generate).parameters["max_new_tokens"].default)
+    assert len(room) > 1 and min(room) >= max(len(tok.encode(story)) for story in stories)

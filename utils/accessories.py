@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TextIO, TypeVar
 
+from tqdm.auto import tqdm
+
+Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 
@@ -65,3 +69,17 @@ def patient_output() -> Iterator[None]:
     """In it, printing does not fail."""
     with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
         yield
+
+
+Progress = Callable[[Iterable, str, int], Iterable]  # (what a long stage goes through, its name, how many at most)
+
+
+def silent(things: Iterable[Thing], stage: str, most: int) -> Iterable[Thing]:
+    """The progress that nobody sees: hands the things on as they are."""
+    return things
+
+
+def progress_bars(wanted: bool = True) -> Progress:
+    """A progress that draws a bar on stderr for each stage, and removes it when the stage is over."""
+    how = dict(leave=False, mininterval=1.0, disable=not wanted)
+    return partial(tqdm, file=Patient(sys.stderr), **how)  # a closed terminal takes no bar, and needs none

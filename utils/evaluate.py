@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.accessories import Progress, silent
 from utils.data import TokenData
 from utils.device import autocast
 from utils.dropped import Dropped
@@ -49,24 +49,27 @@ def evaluate(
     *,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
     prompt: str = "Once upon a time",
+    progress: Progress = silent,
 ) -> Evaluation:
     """Every validation token once, and the quality of `n_stories` stories told from `prompt`.
 
     texts: the training and validation texts of `data`. With them bits per byte are those of the original text, and
     stories are judged by what the training texts show. Several processes (see `ranks`) share the validation texts, and
-    the first tells the stories.
+    the first tells the stories. progress: is given what each long stage goes through, see `accessories`.
     """
     if n_stories < 0:
         raise ValueError(f"n_stories is {n_stories}, it must be 0 or more")
-    ranks, read = Ranks(), read_validation(model, data, number_format)
+    ranks, read = Ranks(), read_validation(model, data, number_format, progress=progress)
     tokens, n_bytes = len(data.split("val")), data.n_bytes["val"]
     dropped = 0.0 if model.tokenizer.keeps_spaces else None
     if dropped is None and texts:
         rest = Dropped(model.tokenizer, texts[0])
-        bits = sum(map(rest.bits, texts[1][ranks.rank :: ranks.size]))
+        ours = texts[1][ranks.rank :: ranks.size]
+        bits = sum(map(rest.bits, progress(ours, "what words leave out", len(ours))))
         dropped = ranks.sum(torch.tensor(bits, dtype=torch.float64)).item() / n_bytes
     tells = n_stories and ranks.is_first  # one after the other, from one seed: nothing to share
-    stories = tell_stories(model, n_stories, prompt, temperature=temperature, seed=seed) if tells else []
+    how = dict(seed=seed, progress=progress, temperature=temperature)
+    stories = tell_stories(model, n_stories, prompt, **how) if tells else []
     return Evaluation(
         loss=read.loss,
         perplexity=math.exp(min(read.loss, 700)),
@@ -92,12 +95,15 @@ class Read(NamedTuple):
 
 
 @torch.no_grad()
-def read_validation(model: Kimi, data: TokenData, number_format: str = "fp32", batch_size: int = 16) -> Read:
+def read_validation(
+    model: Kimi, data: TokenData, number_format: str = "fp32", batch_size: int = 16, progress: Progress = silent
+) -> Read:
     """Let the model read every validation token once, in the windows of `validation_loss`; processes share them."""
     view, record, ranks = eval_view(model), Record(), Ranks()
     nats = right = n = 0
+    ours = list(windows(data, model.config.block_size, batch_size))[ranks.rank :: ranks.size]  # views
     started = time.perf_counter()
-    for inputs, targets in islice(windows(data, model.config.block_size, batch_size), ranks.rank, None, ranks.size):
+    for inputs, targets in progress(ours, "validation", len(ours)):
         targets = targets.to(view.device)
         with autocast(view.device, number_format):
             logits = view(inputs.to(view.device), record=record).flatten(0, 1).float()  # (B * T, V)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from utils.accessories import Progress, silent
 from utils.decoding import Decoder
 from utils.model import Kimi
 from utils.record import Record
@@ -171,11 +172,13 @@ STORIES_AT_ONCE = 50
 
 
 def tell_stories(
-    model: Kimi, n: int, prompt: str = "Once upon a time", max_new_tokens: int = 250, seed: int = 0, **settings
-) -> list[str]:
+    model: Kimi, n: int, prompt: str = "Once upon a time", max_new_tokens: int = 250, seed: int = 0,
+    progress: Progress = silent, **settings,
+) -> list[str]:  # fmt: skip
     """`n` stories that begin with `prompt`, many at a time; each ends at <|endoftext|> or after max_new_tokens.
 
-    settings: the fields of `Sampling`. Raises ValueError as `stream` does, and for less than one story.
+    settings: the fields of `Sampling`. progress: is given the tokens of so many stories, see `accessories`. Raises
+    ValueError as `stream` does, and for less than one story.
     """
     if n < 1:
         raise ValueError(f"n is {n}, the number of stories to tell must be 1 or more")
@@ -185,7 +188,8 @@ def tell_stories(
     for first in range(0, n, STORIES_AT_ONCE):
         count = min(STORIES_AT_ONCE, n - first)
         columns, ended = [], torch.zeros(count, dtype=torch.bool)
-        for step in islice(sample(decoder, read.expand(count, -1), sampling, generator), max_new_tokens):
+        steps = islice(sample(decoder, read.expand(count, -1), sampling, generator), max_new_tokens)
+        for step in progress(steps, f"stories {first + 1} to {first + count} of {n}", max_new_tokens):
             columns.append(step.tokens.cpu())
             ended |= columns[-1] == tok.eos_id
             if ended.all():

@@ -1,6 +1,9 @@
 """Answers to the exercises of 08_scaling: wrong ones, each with words of the message that names its mistake, and right
 ones that were written another way."""
 
+OWNERS = "orthogonalise(whole) if ranks.rank == owner else torch.zeros_like(whole)"
+MINE = "ranks.sum(result)[first:first + len(rows)]"
+
 
 def _mean(body: str) -> str:
     return f"def global_mean(gradient, n, all_reduce):\n    return {body}"
@@ -17,6 +20,15 @@ def _share(order: str, end: str = "owner", least: str = "load.index(min(load))")
 
 def _rows(body: str) -> str:
     return f"import math\ndef rows_held(n_rows, rank, size):\n    return {body}"
+
+
+def _muon(end: str, whole: str = "ranks.sum(padded)", result: str = OWNERS, padded: str = "torch.zeros") -> str:
+    return f"""def orthogonalise_rows(rows, first, n_rows, owner, orthogonalise, ranks):
+    padded = {padded}(n_rows, rows.shape[1])
+    padded[first:first + len(rows)] = rows
+    whole = {whole}
+    result = {result}
+    return {end}"""
 
 
 def _bytes(ddp: str, fsdp: str) -> str:
@@ -52,6 +64,16 @@ WRONG = {
         (_rows("n_rows * rank // size, n_rows * (rank + 1) // size"), "full blocks first"),
         (_rows("0, n_rows"), "held twice"),
         (_rows("n_rows - (rank + 1) * n_rows // size, n_rows - rank * n_rows // size"), "order of the ranks"),
+    ],
+    "check_orthogonalise_rows": [
+        (_muon(MINE, whole="rows", result="orthogonalise(rows)"), "process 0 orthogonalises (2, 5) numbers"),
+        (_muon(MINE, result="orthogonalise(whole) / ranks.size"), "the owner is 1 alone"),
+        (_muon("result[first:first + len(rows)]"), "does the result come to all"),
+        (_muon("ranks.sum(result)"), "the whole matrix, a process keeps"),
+        (_muon(MINE, whole="padded"), "is not the matrix"),
+        (_muon("(ranks.sum(result) if ranks.rank == owner else result)[first:first + len(rows)]"), "never comes"),
+        (_muon(MINE, result="torch.zeros_like(whole)"), "nobody calls"),
+        (_muon(MINE, result=OWNERS.replace("(whole)", "(whole) + 0 * orthogonalise(whole)", 1)), "same matrix 2 times"),
     ],
     "check_wire_bytes": [
         (_bytes("2 * n_bytes", RIGHT_FSDP), "alone sends nothing: (N-1)/N"),
@@ -109,6 +131,30 @@ def share_out(work, n_ranks):
         """def rows_held(n_rows, rank, size):
     each = (n_rows + size - 1) // size
     return rank * each, min((rank + 1) * each, n_rows)""",
+    ],
+    "check_orthogonalise_rows": [
+        """def orthogonalise_rows(rows, first, n_rows, owner, orthogonalise, ranks):
+    r, d = rows.shape
+    whole = ranks.sum(torch.nn.functional.pad(rows.double(), (0, 0, first, n_rows - first - r))).float()
+    done = 0 * whole
+    if owner == ranks.rank:
+        done += orthogonalise(whole)
+    return ranks.sum(done).narrow(0, first, r)""",
+        """def orthogonalise_rows(rows, first, n_rows, owner, orthogonalise, ranks):
+    place = torch.zeros(n_rows, len(rows))
+    for i in range(len(rows)):
+        place[first + i, i] = 1
+    whole = ranks.sum(place @ rows)
+    result = [orthogonalise(whole)] if ranks.rank == owner else []
+    return place.T @ ranks.sum(sum(result, torch.zeros(n_rows, rows.shape[1])))""",
+        """def orthogonalise_rows(rows, first, n_rows, owner, orthogonalise, ranks):
+    whole = []
+    for i in range(n_rows):
+        mine = first <= i < first + len(rows)
+        whole.append(ranks.sum(rows[i - first] if mine else torch.zeros(rows.shape[1])))
+    whole = torch.stack(whole)
+    result = ranks.sum(orthogonalise(whole) * 1.0) if ranks.rank == owner else ranks.sum(torch.zeros_like(whole))
+    return result[range(first, first + len(rows))]""",
     ],
     "check_wire_bytes": [
         """def wire_bytes(n_bytes, n, form):

@@ -5,13 +5,16 @@ The real ones compute on the CPU, on a machine with a GPU as well: two processes
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,21 +22,41 @@ import torch
 from utils.course.colab import HOME
 
 PATIENCE = 300  # seconds that a launch may take
-WAIT = 2.0  # seconds that a pretended process waits for the others
+WAIT = 30.0  # seconds that a pretended process waits for the others
 
 
-def launch(n: int, *arguments: object) -> str:
-    """Run a script with its arguments, or `-m` and a module with its, as n processes; what they printed.
+def launch(n: int, program: object, *arguments: object) -> str:
+    """Run a program with its arguments as n processes; what they printed.
 
-    It is `torchrun --nproc-per-node n --standalone`, with one thread for each process and no GPU. Raises RuntimeError
-    with the end of what they printed where one of them fails.
+    program: a script, `-m` with the name of a module as first argument, or a function, which must import all that it
+    uses and gets its arguments as text. It is `torchrun --nproc-per-node n --standalone`, with one thread for each
+    process and no GPU. Raises RuntimeError with the end of what they printed where one of them fails.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as printed:
-        status = start(n, arguments, printed).wait(PATIENCE)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as printed,
+    ):
+        if callable(program):
+            program = as_file(program, Path(folder))
+        status = start(n, (program, *arguments), printed).wait(PATIENCE)
         lines = read_lines(printed)
     if status:
         raise RuntimeError(f"the processes ended with status {status}:\n" + "\n".join(lines[-60:]))
     return "\n".join(lines)
+
+
+def as_file(program: Callable, folder: Path) -> Path:
+    """A function as a file that calls it with the arguments of the command line.
+
+    What it prints is written at its end, in one go: lines of two processes would else run into each other. Python is
+    left at once: where it were taken down while a thread of gloo still frees what it sent, torch would abort.
+    """
+    source = textwrap.dedent(inspect.getsource(program))
+    whole = "sys.stdout.reconfigure(line_buffering=False, write_through=False)"
+    call = f"{program.__name__}(*sys.argv[1:])\nsys.stdout.flush()\nos._exit(0)"
+    path = folder / f"{program.__name__}.py"
+    path.write_text(f"import os\nimport sys\n\n\n{source}\n\n{whole}\n{call}\n", encoding="utf-8")
+    return path
 
 
 def launch_and_kill(n: int, *arguments: object, rank: int, when: Callable[[], bool]) -> tuple[int, str]:
@@ -71,14 +94,14 @@ def children(parent: int) -> list[int]:
     return sorted(pid for pid, its_parent in pairs if its_parent == parent)
 
 
-def pretend(n: int, work: Callable[[int, Callable], Any]) -> list:
+def pretend(n: int, work: Callable[[int, Callable], Any], patience: float = WAIT) -> list:
     """What `work(rank, all_reduce)` returns in each of n pretended processes, which are threads of this one.
 
     all_reduce(tensor or number) waits until all have called it and gives each the sum. Raises TimeoutError where a
-    process waits for others that never come, and otherwise the first error of any.
+    process waits longer than `patience` seconds for others, and otherwise the first error of any.
     """
     given, results, errors = [None] * n, [None] * n, []
-    meeting = threading.Barrier(n, timeout=WAIT)
+    meeting = threading.Barrier(n, timeout=patience)
 
     def run(rank: int) -> None:
         def all_reduce(value):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import unicodedata
+from itertools import pairwise
 
 import ipywidgets as widgets
 
@@ -15,6 +17,11 @@ COPY_BUTTON = (
     '<button class="copy" onclick="{script}">Copy</button>'
     '<textarea readonly tabindex="-1" aria-hidden="true" style="opacity:0;height:1px;width:1px">{text}</textarea>'
 )
+
+GAP = 0.3  # em, between words
+NARROW = frozenset(",.;:!?'\"’‘“”()-")
+CLOSING, OPENING = ("Pe", "Pf", "Po"), ("Ps", "Pi")  # kinds of signs that no line begins with, and that none ends with
+MOST_HELD = 10  # pieces on one line: what has no spaces at all must break somewhere
 
 
 class Column:
@@ -47,11 +54,9 @@ class Column:
             self.words.observe(self._clicked, names="value")
             self.details.value = ""
         rules = []
-        for place, word in enumerate(self.reading.words):
-            colour = paint.veil(word, colouring, self.reading.n_experts)
-            kind, after = paint.kind(self.reading, place), self.reading.words[place + 1 : place + 2]
-            stands_apart = any(next_word.text[:1].isspace() for next_word in after)
-            rules.append(_rule(self.mark, place + 1, kind, colour, stands_apart))
+        for place, margin in enumerate(margins([word.text for word in self.reading.words])):
+            colour = paint.veil(self.reading.words[place], colouring, self.reading.n_experts)
+            rules.append(_rule(self.mark, place + 1, paint.kind(self.reading, place), colour, *margin))
         self.colours.value = f"<style>{''.join(rules)}</style>"
         self.load.value = f"<details><summary>Load of the experts</summary>{paint.expert_load(self.reading)}</details>"
         copy = COPY_BUTTON.format(script=html.escape(COPY), text=html.escape(self.reading.text))
@@ -62,8 +67,49 @@ class Column:
             self.details.value = paint.rivals(self.reading, change["new"])
 
 
-def _rule(mark: str, n: int, kind: str, colour: str, stands_apart: bool) -> str:
-    """The style of the n-th word's button, counted from 1; one before a space stands apart from the next."""
-    looks = LOOKS.get(kind, "")
-    gap = "margin-right:0.3em;" if stands_apart else ""
-    return f".{mark} .words button:nth-of-type({n}) {{ {looks}background:{colour or 'transparent'};{gap} }}\n"
+def margins(texts: list[str]) -> list[tuple[float, float]]:
+    """The margins of each piece's button, (left, right) in em, with which a row of them wraps between words alone.
+
+    texts: the pieces of a story, each with the space before it. Between two buttons a row may always wrap. So the first
+    piece of a word has room at its right for all that clings to it, which the second takes back: nothing moves, but
+    where there is no place for both of them the first has wrapped already.
+    """
+    left, right = [0.0] * len(texts), [0.0] * len(texts)
+    starts = [0]
+    for place in range(1, len(texts)):
+        if begins_line(texts[place], texts[place - 1]) or place - starts[-1] == MOST_HELD:
+            starts.append(place)
+    for start, end in pairwise([*starts, len(texts)]):
+        gap = GAP if end < len(texts) and texts[end][:1].isspace() else 0.0
+        if end - start > 1:
+            clinging = "".join(texts[start + 1 : end])
+            room = gap + sum(map(width_of, clinging))
+            right[start], left[start + 1] = room, -room
+        if gap:
+            right[end - 1] += gap
+    return list(zip(left, right, strict=True))
+
+
+def begins_line(text: str, before: str) -> bool:
+    """May a line begin with this piece? After a space, and with what is wide, such as the words of Chinese."""
+    clings = unicodedata.category(text[0]) in CLOSING if text else True
+    opened = unicodedata.category(before[-1]) in OPENING if before else False
+    return text[:1].isspace() or (is_wide(text[:1]) and not clings and not opened)
+
+
+def is_wide(sign: str) -> bool:
+    """Is it one of the signs as wide as high, of Chinese and others, or an emoji?"""
+    return sign != "" and unicodedata.east_asian_width(sign) in "WF"
+
+
+def width_of(sign: str) -> float:
+    """About how wide a sign is, in em, rather more than less: fonts differ."""
+    if sign in NARROW:
+        return 0.5
+    return 0.75 if sign.isalnum() and not is_wide(sign) else 1.0
+
+
+def _rule(mark: str, n: int, kind: str, colour: str, left: float, right: float) -> str:
+    """The style of the n-th word's button, counted from 1."""
+    looks = f"{LOOKS.get(kind, '')}background:{colour or 'transparent'};margin:1px {right:.2f}em 1px {left:.2f}em;"
+    return f".{mark} .words button:nth-of-type({n}) {{ {looks} }}\n"

@@ -24,7 +24,7 @@ from utils.model import Kimi
 from utils.panel import paint
 from utils.panel.column import Column
 from utils.panel.controls import LABEL, button, dropdown, escape_key, row, sampling_slider, side_by_side, slider, width
-from utils.panel.reading import Reading
+from utils.panel.reading import Reading, refuse_mute
 from utils.panel.runner import Runner
 
 EXAMPLES = (
@@ -40,7 +40,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 def story_demo(model: Kimi, **others: Kimi) -> StoryDemo:
     """A panel in which `model` tells stories, and beside it `others` by name, from the same prompt and seed.
 
-    Raises ValueError for a model without a tokenizer.
+    Raises ValueError for what is no model, such as the folder of a run, and for a model without a tokenizer.
     """
     return StoryDemo({"model": model, **others} if others else {"": model})
 
@@ -50,8 +50,7 @@ class StoryDemo:
 
     def __init__(self, models: dict[str, Kimi], opening_words: int = 250):
         for name, model in models.items():
-            if model.tokenizer is None:
-                raise ValueError(f"the model {name!r} has no tokenizer: set model.tokenizer to the one of its training")
+            refuse_mute(model, name)
         self.models, self.columns = models, []
         self._make_controls()
         self.runner = Runner(self.stop, [self.generate, self.go_on, self.prompt])

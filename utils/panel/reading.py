@@ -9,6 +9,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from utils.decoding import Decoder
 from utils.detokenizer import texts_of
@@ -145,3 +146,15 @@ class Reading:
             "expert_load": self.expert_load(),
             "words": words,
         }
+
+
+def refuse_mute(model: object, name: str = "") -> None:
+    """Raise ValueError for what tells no story: no model, or one without a tokenizer. name: which of several it is."""
+    which = f"the model {name!r}" if name else "the model"
+    if not isinstance(model, Kimi):
+        path = repr(str(model)) if isinstance(model, str | Path) else None
+        given = f"the path {path}" if path else f"a {type(model).__name__}"
+        how = f"model, step = load_model({path or 'path'}), from utils.checkpoint, gives one"
+        raise ValueError(f"{which} is {given}, it must be a Kimi: {how}")
+    if model.tokenizer is None:
+        raise ValueError(f"{which} has no tokenizer: set model.tokenizer to the one of its training")

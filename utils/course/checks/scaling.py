@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from utils.course.checks.verdict import check, close, expect, expect_tensor
 from utils.course.processes import pretend
+from utils.muonclip import newton_schulz
+
+PATIENCE = 2.0  # seconds after which a process that waits is told that nobody comes
 
 
 def _global_mean(gradient, n, all_reduce):
@@ -29,7 +34,7 @@ def check_global_mean(global_mean) -> str:
             return global_mean(gradients[rank].clone(), counts[rank], counted)
 
         try:
-            got = pretend(len(counts), work)
+            got = pretend(len(counts), work, PATIENCE)
         except TimeoutError:
             expect(False, "one process waits in all_reduce for another that never comes: every process must call it")
         for answer in got:
@@ -151,6 +156,61 @@ def check_rows_held(rows_held) -> str:
             "the last ones get what is left",
         )
     return "these are the rows that torch.chunk gives, and with them FSDP2"
+
+
+def _orthogonalise_rows(rows, first, n_rows, owner, orthogonalise, ranks):
+    padded = rows.new_zeros(n_rows, rows.shape[1])
+    padded[first : first + len(rows)] = rows
+    whole = ranks.sum(padded)
+    result = orthogonalise(whole) if ranks.rank == owner else torch.zeros_like(whole)
+    return ranks.sum(result)[first : first + len(rows)]
+
+
+@check(ours=_orthogonalise_rows)
+def check_orthogonalise_rows(orthogonalise_rows) -> str:
+    """On each process its rows of the orthogonalised matrix, which the owner alone computes, from the whole matrix."""
+    generator = torch.Generator().manual_seed(0)
+    for n_rows, size, owner in ((4, 2, 1), (7, 3, 0), (6, 4, 2), (3, 1, 0)):
+        matrix = torch.randn(n_rows, 5, generator=generator)
+        bounds = [_rows_held(n_rows, rank, size) for rank in range(size)]
+        calls = [[] for _ in range(size)]
+
+        def work(rank, all_reduce, matrix=matrix, bounds=bounds, calls=calls, size=size, owner=owner):
+            def orthogonalise(whole):
+                whole = torch.as_tensor(whole)
+                calls[rank].append(whole.detach().clone())
+                return newton_schulz(whole)
+
+            first, end = bounds[rank]
+            ranks = SimpleNamespace(rank=rank, size=size, sum=all_reduce)
+            return orthogonalise_rows(matrix[first:end].clone(), first, len(matrix), owner, orthogonalise, ranks)
+
+        told = f"{n_rows} rows on {size} processes"
+        try:
+            got = pretend(size, work, PATIENCE)
+        except TimeoutError:
+            never = "one process waits in ranks.sum for another that never comes: all must call it equally often,"
+            expect(False, f"{never}\nthe owner and the others")
+        busy = [rank for rank, given in enumerate(calls) if given]
+        expect(busy, "nobody calls `orthogonalise`")
+        for rank in busy:
+            for given in calls[rank]:
+                shapes = f"{tuple(given.shape)} numbers, the whole matrix has {tuple(matrix.shape)}"
+                expect(given.shape == matrix.shape, f"{told}: process {rank} orthogonalises {shapes}")
+                places = "each row must stand in its place,\nand the others be added to zeros"
+                expect(close(given, matrix), f"{told}: what is orthogonalised is not the matrix; {places}")
+        expect(busy == [owner], f"{told}: {', '.join(map(str, busy))} orthogonalise, but the owner is {owner} alone")
+        expect(len(calls[owner]) == 1, f"the owner orthogonalises the same matrix {len(calls[owner])} times")
+        wanted = newton_schulz(matrix)
+        for rank, (answer, (first, end)) in enumerate(zip(got, bounds, strict=True)):
+            whole = isinstance(answer, torch.Tensor) and size > 1 and answer.shape == matrix.shape
+            expect(not whole, "you return the whole matrix, a process keeps its own rows alone")
+            expect_tensor(answer, (end - first, 5))
+            expect(
+                close(answer, wanted[first:end]),
+                f"{told}: process {rank} has not its rows of what the owner found: does the result come to all?",
+            )
+    return "each matrix is orthogonalised whole and once, and nobody keeps more than its rows"
 
 
 def _wire_bytes(n_bytes, n, form):

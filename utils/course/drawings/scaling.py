@@ -1,5 +1,5 @@
-"""Drawings of 08_scaling: copies of a model, whole matrices for Muon, parts of each matrix, tokens that travel, and how
-Kimi K2 was spread out."""
+"""Drawings of 08_scaling: copies of a model, whole matrices for Muon, parts of each matrix, sums round a ring, tokens
+that travel, and how Kimi K2 was spread out."""
 
 from __future__ import annotations
 
@@ -89,6 +89,37 @@ def parts() -> Sketch:
     for x, words in ((156, "all-\ngather"), (324, "back-\nward"), (492, "reduce-\nscatter"), (658, "step")):
         draw.text(x, 155, words, 13, colour=MUTED)
     draw.text(0, 296, "above process 0, below process 1; x0 and x1 are their windows", 13, "start", MUTED)
+    return draw
+
+
+def ring() -> Sketch:
+    """Three processes that add up three pieces, each talking to the next one only."""
+    draw = Sketch(
+        832, 274,
+        "Three processes, one below the other, with three numbers each: 1, 2, 3, then 10, 20, 30, then 100, 200, 300. "
+        "In each round every process passes one number on to the next, the last one to the first, where it is added. "
+        "After the first round process 1 has 11, process 2 has 220 and process 0 has 303. After the second round each "
+        "has one complete sum: process 0 has 222, process 1 has 333 and process 2 has 111.",
+    )  # fmt: skip
+    pieces = [[1, 2, 3], [10, 20, 30], [100, 200, 300]]
+    width, height, rows = 62, 42, (44, 116, 188)
+    for turn, title in enumerate(("at the beginning", "after round 1", "after round 2")):
+        left = 104 + 262 * turn
+        draw.text(left + 1.5 * width, 14, title, 14, bold=True)
+        for rank, top in enumerate(rows):
+            passed = (rank - turn) % 3
+            for piece, value in enumerate(pieces[rank]):
+                fill = ("yellow" if turn < 2 else "green") if piece == passed else "plain"
+                draw.box(left + width * piece, top, width, height, str(value), fill, 15, bold=piece == passed, round=2)
+            if turn < 2:
+                draw.arrow((left + 3 * width + 8, top + height / 2), (left + 254, rows[(rank + 1) % 3] + height / 2))
+        given = [pieces[rank][(rank - turn) % 3] for rank in range(3)]
+        for rank in range(3):
+            pieces[(rank + 1) % 3][(rank - turn) % 3] += given[rank]
+    for rank, top in enumerate(rows):
+        draw.text(0, top + height / 2, f"process {rank}", 14, "start", MUTED)
+    rule = "yellow: passed on to the next process (the last one's to the first) and added there; green: complete"
+    draw.text(0, 262, rule, 13, "start", MUTED)
     return draw
 
 

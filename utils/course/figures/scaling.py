@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 
 from utils.course.figures.frame import new_figure, styled
-from utils.plots import BLUE, GREY, ORANGE, SKY, VERMILION
+from utils.plots import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
 
 
 @styled
-def draw_spectra(whole: Sequence[float], halves: Sequence[float]) -> plt.Figure:
-    """Singular values, largest first: of a matrix orthogonalised whole, and in two halves that are put together."""
-    figure, axes = new_figure(size=(7, 3))
-    axes.plot(halves, "o-", ms=3, color=GREY, label="its two halves, each for itself")
-    axes.plot(whole, "o-", ms=3, color=VERMILION, label="the whole matrix")
+def draw_spectra(spectra: dict[str, Sequence[float]]) -> plt.Figure:
+    """Singular values, largest first, of the update made in the right way, and in two others."""
+    figure, axes = new_figure(size=(7, 3.2))
+    for (name, values), colour in zip(spectra.items(), (VERMILION, GREY, SKY), strict=True):
+        axes.plot(values, "o-", ms=3, color=colour, label=name)
     axes.set(xlabel="number of the singular value", ylabel="singular value", ylim=(0, None))
     axes.legend(loc="lower left")
     return figure
@@ -38,17 +38,22 @@ def draw_loads(loads: dict[str, Sequence[float]]) -> plt.Figure:
 
 @styled
 def draw_memory(n: Sequence[int], held: dict[str, dict[str, Sequence[float]]], gpu: float) -> plt.Figure:
-    """For each model bytes per process against their number, copies and parts; gpu: what one has."""
-    figure, both = new_figure(len(held), (8, 3.3))
+    """For each model bytes per process against their number, one line for each form; gpu: what one has."""
+    figure, both = new_figure(len(held), (8, 3.4))
     for axes, (name, forms) in zip(both, held.items(), strict=True):
-        for (form, values), colour in zip(forms.items(), (BLUE, ORANGE), strict=True):
-            axes.loglog(n, values, "o-", ms=3, color=colour, label=form)
-        if gpu < 100 * max(map(max, forms.values())):
-            axes.axhline(gpu, color=GREY, ls="--", lw=1)
-            axes.annotate("one GPU", (1, gpu), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
-        axes.set(title=name, xlabel="processes")
-        axes.legend(loc="center right")
-    both[0].set_ylabel("bytes in each process")
+        largest = max(map(max, forms.values()))
+        unit, factor = ("GB", 1e9) if largest > 1e9 else ("MB", 1e6)
+        for (form, values), colour in zip(forms.items(), (BLUE, GREEN, ORANGE), strict=True):
+            axes.loglog(n, [value / factor for value in values], "o-", ms=3, color=colour, label=form)
+        if gpu < 100 * largest:
+            axes.axhline(gpu / factor, color=GREY, ls="--", lw=1)
+            axes.annotate("one GPU", (2, gpu / factor), ha="left", va="bottom", color=GREY)
+        ticks = (10, 15, 20, 25) if unit == "MB" else (100, 1000, 10_000)
+        axes.set(title=name, xlabel="processes", ylabel=f"{unit} in each process")
+        axes.set_xticks((2, 16, 128, 1024), ("2", "16", "128", "1,024"))
+        axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+    both[0].legend(loc="upper right", bbox_to_anchor=(1, 0.94))
     return figure
 
 
