@@ -16,6 +16,8 @@ CHAPTERS = {
                     "head", "loss", "optimizer"),
     "07_generation": ("sampling", "ids to text"),
     "08_scaling": ("experts", "loss", "optimizer"),
+    "09_inside_kimi_k2": ("text to ids", "embedding", "norm 1", "attention", "sum 1", "norm 2", "router", "experts",
+                          "sum 2", "norm 3", "head"),
 }  # fmt: skip
 
 
