@@ -94,7 +94,7 @@ class LazyExperts(Experts):
         y = torch.zeros_like(x)  # (N, D)
         for e in chosen.unique().tolist():
             w_up, w_down = self.read(e)
-            only_e = torch.where(chosen == e, 0, -1)  # (N, K): e is number 0 of the one expert given
+            only_e = torch.where(chosen == e, 0, -1)  # (N, K): e is number 0 of the one given
             y += run_experts(x, weights, only_e, w_up[None], w_down[None])
         return y
 
