@@ -18,6 +18,7 @@ SHAPES = {
 }
 INSTEAD = {  # the models of the chapter hardly trained, and the folders with fewer layers than the published ones
     "REAL = False": "REAL = True",
+    "AT_MOST_GB = 4 ": "AT_MOST_GB = 40 ",
     "steps=500": "steps=2",
     "stories=5000": "stories=200",
     "steps=100": "steps=2",

@@ -42,6 +42,9 @@ WRONG = {
         (_rows("data_start + begin"), "you return its first rows"),
         (_rows("data_start + begin + first * row", view="view(-1)"), "they must be rows again"),
         (_rows("data_start + begin", "end * row", "view(end, *entry['shape'][1:])[first:]"), "seek to the first row"),
+        (_rows("data_start + begin + first * row", "end * row", "view(-1, *entry['shape'][1:])"), "end - first"),
+        (_rows("data_start + begin + first * row", "(end - first) * row // dtype.itemsize",
+               "view(-1, *entry['shape'][1:])"), "dtype.itemsize bytes"),
         (
             _rows("data_start + begin + first * row").replace('DTYPES[entry["dtype"]]', "torch.bfloat16"),
             "the dtype must be",

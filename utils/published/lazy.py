@@ -86,15 +86,16 @@ class LazyExperts(Experts):
     def __init__(self, config: K2Config, layer: int, tensors: Tensors):
         with torch.device("meta"):
             super().__init__(config)
-        self.layer, self.tensors = layer, tensors
+        self.layer = layer
+        self.tensors = tensors
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """x (N, D), weights and chosen (N, K) -> (N, D), each token's weighted sum of experts."""
         y = torch.zeros_like(x)  # (N, D)
         for e in chosen.unique().tolist():
             w_up, w_down = self.read(e)
-            others_out = torch.where(chosen == e, 0, -1)  # (N, K), for of the experts given there is only this one
-            y += run_experts(x, weights, others_out, w_up[None], w_down[None])
+            only_e = torch.where(chosen == e, 0, -1)  # (N, K): e is number 0 of the one given
+            y += run_experts(x, weights, only_e, w_up[None], w_down[None])
         return y
 
     def read(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +119,8 @@ class LazyBlock(Block):
             super().__init__(config, layer)
         if isinstance(self.ffn, MoE):
             self.ffn.experts = LazyExperts(config, layer, tensors)
-        self.layer, self.tensors = layer, tensors
+        self.layer = layer
+        self.tensors = tensors
 
     def read(self) -> Block:
         """The block with its weights; its routed experts read theirs."""

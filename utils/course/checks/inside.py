@@ -77,6 +77,10 @@ def check_read_rows(read_rows) -> str:
         expect(isinstance(got, torch.Tensor), "your function returns None: does it end in `return`?" if got is None else
                f"a tensor was asked for, your function returns {type(got).__name__}")  # fmt: skip
         expect(got.dtype == wanted.dtype, f"{told}: the dtype must be {wanted.dtype}, yours is {got.dtype}")
+        to_end = first and got.numel() == tensors[name][:end].numel()
+        expect(not to_end or wanted.numel() == got.numel(), f"{told}: you return {end} rows; there are end - first")
+        short = wanted.element_size() > 1 and got.numel() * wanted.element_size() == wanted.numel()
+        expect(not short, f"{told}: too few numbers; one has dtype.itemsize bytes, and `read` counts bytes")
         expect_tensor(got, tuple(wanted.shape))
         expect(data_of(got) == data_of(wanted), f"{told}: other numbers than those that stand there")
         expect(

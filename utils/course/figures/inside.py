@@ -136,18 +136,21 @@ def draw_head_logits(logits: dict[str, Sequence[float]], tau: float) -> plt.Figu
 
 @styled
 def draw_spectra(spectra: dict[str, dict[str, Sequence[Sequence[float]]]]) -> plt.Figure:
-    """For each matrix singular values relative to the largest, a line for each run: by optimizer."""
+    """For each matrix singular values relative to the largest, a line for each run: by optimizer, or untrained."""
     figure, every = new_figure(len(spectra), (8, 3.3), sharey=True, squeeze=False)
-    colours = {"muonclip": VERMILION, "adamw": GREY}
+    names = {"muonclip": "trained by Muon", "adamw": "trained by AdamW", "untrained": "drawn at random"}
+    looks = {"muonclip": (VERMILION, "-"), "adamw": (GREY, "-"), "untrained": ("black", ":")}
     for axes, (title, kinds) in zip(every[0], spectra.items(), strict=True):
         for optimizer, runs in kinds.items():
             for i, values in enumerate(runs):
-                name = {"muonclip": "trained by Muon", "adamw": "trained by AdamW"}[optimizer]
-                axes.plot(range(1, len(values) + 1), values, color=colours[optimizer], lw=1.6, alpha=0.85,
-                          label=name if i == 0 else None)  # fmt: skip
+                colour, line = looks[optimizer]
+                label = names[optimizer] if i == 0 else None
+                order = 3 if optimizer == "untrained" else 2  # the dots above the lines
+                axes.plot(range(1, len(values) + 1), values, line, color=colour, lw=1.6, alpha=0.85, zorder=order,
+                          label=label)  # fmt: skip
         axes.set(title=title, xlabel="number of the singular value", ylim=(0, 1.03))
     every[0][0].set_ylabel("part of the largest")
-    every[0][0].legend(loc="lower left")
+    every[0][-1].legend(loc="upper right")
     return figure
 
 
