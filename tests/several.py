@@ -21,7 +21,7 @@ from utils.data import TokenData
 from utils.model import Kimi
 from utils.parallel.form import form_of
 from utils.parallel.whole import full
-from utils.ranks import Ranks, joined
+from utils.ranks import Ranks, joined, leave
 from utils.run_state import RunState
 from utils.training import make_optimizer, train_mode, train_step
 from utils.validation import validate
@@ -93,3 +93,4 @@ def main(folder: Path, cases: list[list[str]]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), [case.split("-") for case in sys.argv[2:]])
+    leave()

@@ -262,3 +262,22 @@ def second_of(launcher: int) -> int:
 def test_a_mistake_is_said_once(tmp_path):
     told = train(2, tmp_path, "--batch-size", "5", status=1)
     assert told.count("error: batch_size is 5, on 2 processes it must be a multiple of 2") == told.count("error:") == 1
+
+
+@pytest.mark.parametrize("n, taken_down", [(1, True), (2, False)])
+def test_one_of_several_ends_before_python_is_taken_down(n, taken_down):
+    """Else threads of gloo, which need Python to free what they sent, abort a process that is done."""
+    command = ["python", "plan", "--model", "k2"]
+    code = f"import atexit, runpy, sys; atexit.register(print, 'taken down'); sys.argv = {command}\n"
+    code += "runpy.run_module('utils', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "WORLD_SIZE": str(n)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "parameters" in done.stdout, done.stderr
+    assert ("taken down" in done.stdout) == taken_down
+
+
+def test_what_was_printed_and_the_status_outlive_the_end():
+    code = "import sys; from utils.ranks import leave; print('said'); print('warned', file=sys.stderr); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "warned\n")

@@ -22,4 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    ranks = sys.modules.get("utils.ranks")  # a stop may have come before it was imported
+    if ranks and ranks.is_launched():
+        ranks.leave(status)
+    sys.exit(status)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -117,7 +118,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
     device: of this process; what is on the CPU goes by gloo, what is on a GPU by NCCL. An error of one ends them all.
     The first that has something to say raises it, the others `AlreadyTold`; a process that has only lost another,
-    RankLost. Without torchrun a process is alone.
+    RankLost. Without torchrun a process is alone. When all is done, `leave` ends it.
     """
     if not is_launched():
         yield Ranks()
@@ -133,7 +134,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ranks = Ranks()
         with _silent(rank > 0):
             yield ranks
-        _part()
+        ranks.wait()
         dist.destroy_process_group()
     except Exception as error:
         if is_lost(error):
@@ -146,17 +147,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _part() -> None:
-    """Wait for all others, and until gloo's thread holds nothing of ours.
+def leave(status: int = 0) -> NoReturn:
+    """End this process, one of several, with an exit status, and at once.
 
-    It frees what was sent a little after we have it, for which it needs Python: where that has ended, torch aborts.
+    gloo frees what was sent in threads of its own, a little after we have it, and needs Python for it: where that is
+    being taken down meanwhile, torch aborts.
     """
-    sent = torch.zeros(1)
-    held = weakref.ref(sent)
-    dist.all_reduce(sent)
-    del sent
-    while held() is not None:
-        time.sleep(0.001)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

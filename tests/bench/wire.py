@@ -23,7 +23,7 @@ from utils.data import TokenData
 from utils.model import Kimi
 from utils.parallel.form import form_of
 from utils.presets import PRESETS
-from utils.ranks import Ranks, joined
+from utils.ranks import Ranks, joined, leave
 from utils.run_state import RunState
 from utils.scale import ddp, fsdp, on_meta
 from utils.training import make_optimizer, train_mode, train_step
@@ -63,7 +63,8 @@ def as_one_of_several(form: str, optimizer: str) -> None:
     with joined(torch.device("cpu")) as ranks:
         found = measure(form, optimizer)
         if ranks.is_first:
-            print(f"FOUND {json.dumps(found)}", flush=True)
+            print(f"FOUND {json.dumps(found)}")
+    leave()
 
 
 def launch(n: int, threads: int, form: str, optimizer: str) -> dict:

@@ -48,14 +48,13 @@ def launch(n: int, program: object, *arguments: object) -> str:
 def as_file(program: Callable, folder: Path) -> Path:
     """A function as a file that calls it with the arguments of the command line.
 
-    What it prints is written at its end, in one go: lines of two processes would else run into each other. Python is
-    left at once: where it were taken down while a thread of gloo still frees what it sent, torch would abort.
+    What it prints is written at its end, in one go: lines of two processes would else run into each other.
     """
     source = textwrap.dedent(inspect.getsource(program))
     whole = "sys.stdout.reconfigure(line_buffering=False, write_through=False)"
-    call = f"{program.__name__}(*sys.argv[1:])\nsys.stdout.flush()\nos._exit(0)"
+    call = f"{program.__name__}(*sys.argv[1:])\nleave()"
     path = folder / f"{program.__name__}.py"
-    path.write_text(f"import os\nimport sys\n\n\n{source}\n\n{whole}\n{call}\n", encoding="utf-8")
+    path.write_text(f"import sys\n\nfrom utils.ranks import leave\n\n\n{source}\n\n{whole}\n{call}\n", encoding="utf-8")
     return path
 
 
