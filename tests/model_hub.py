@@ -41,9 +41,33 @@ class ModelHub(ThreadingHTTPServer):
         self.commits[commit] = folder
 
 
-class Handler(BaseHTTPRequestHandler):
+class Answering(BaseHTTPRequestHandler):
+    """How a hub's stand-in answers, whatever it is asked."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its head
+
+    def reply_json(self, value):
+        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def reply(self, code: int, data: bytes, headers: dict, dropped: bool = False):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(data)), "Accept-Ranges": "bytes", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            with contextlib.suppress(OSError):  # the client may have seen enough
+                self.wfile.write(data[: len(data) // 2] if dropped else data)
+        if dropped:
+            self.close_connection = True
+            self.connection.close()
+
+    def log_message(self, *_):
+        pass
+
+
+class Handler(Answering):
+    """The routes of the hub that one repository of a model is read by."""
 
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -92,24 +116,6 @@ class Handler(BaseHTTPRequestHandler):
             data = data[:-1]
         hub.sent[path.name] += len(data)
         self.reply(code, data, headers, dropped=fault == DROPS)
-
-    def reply_json(self, value):
-        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def reply(self, code: int, data: bytes, headers: dict, dropped: bool = False):
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(data)), "Accept-Ranges": "bytes", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            with contextlib.suppress(OSError):  # the client may have seen enough
-                self.wfile.write(data[: len(data) // 2] if dropped else data)
-        if dropped:
-            self.close_connection = True
-            self.connection.close()
-
-    def log_message(self, *_):
-        pass
 
 
 @contextlib.contextmanager

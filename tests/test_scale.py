@@ -7,7 +7,7 @@ from utils.__main__ import main
 from utils.config import KimiConfig, TrainConfig
 from utils.cost import plan
 from utils.model import count_parameters
-from utils.plan_command import PUBLISHED, duration, size
+from utils.plan_command import PUBLISHED
 from utils.scale import (
     ddp,
     fsdp,
@@ -18,6 +18,7 @@ from utils.scale import (
     tokens_sent,
     weights_sent,
 )
+from utils.units import duration, size
 
 
 def test_kimi_k2_takes_what_its_report_says():

@@ -1,6 +1,5 @@
 """Stories: what the grammar tells, what the judge finds, and where load_stories takes its stories from."""
 
-import contextlib
 import io
 import json
 import os
@@ -10,12 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.model_hub import Answering
 from utils import grammar
 from utils.grammar import ADJECTIVES, BOYS, GIRLS, NOUNS
 from utils.sources import hub as hub_source
@@ -274,10 +274,8 @@ def write_parquet(path, columns):
 REPO, COMMIT = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 
 
-class StandIn(BaseHTTPRequestHandler):
+class StandIn(Answering):
     """The few routes of the hub that `datasets` asks for one public dataset, counting what it sends."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -313,21 +311,6 @@ class StandIn(BaseHTTPRequestHandler):
             self.server.broken -= 1
             return self.reply(403, b"", {})
         self.reply(code, data, headers)
-
-    def reply_json(self, value):
-        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def reply(self, code, data, headers):
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(data)), "Accept-Ranges": "bytes", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            with contextlib.suppress(OSError):  # the client may have seen enough
-                self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 def shard_names(split, shards):

@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from utils.config import KimiConfig
 from utils.files import read_json, refuse_unwritable, write_atomically
 from utils.hf_config import config_json, n_second_heads, read_config
 from utils.hf_fp8 import E4M3, dequantised, fp8_block, take_scales
-from utils.hf_names import left_out, published_tensors
+from utils.hf_names import left_out, published_tensors, refuse_more_than_is_there
 from utils.hf_tokenizer import TOKENIZER, read_tokenizer, tokenizer_files
 from utils.hf_weights import SUMS, WEIGHTS, check_sums, read_weights, separate_experts, shapes_in
 from utils.model import Kimi
@@ -80,7 +79,9 @@ def import_hf(folder: str | Path) -> Kimi:
     state = read_json(folder / CONFIG)
     config, block = read_config(state, folder / CONFIG), fp8_block(state, folder / CONFIG)
     n_second = n_second_heads(state, folder / CONFIG)
-    _refuse_more_than_is_there(config, n_second, folder)
+    shapes = shapes_in(folder)  # only headers are read
+    stacked = max((shape[0] for shape in shapes if len(shape) == 3), default=0)  # experts in one tensor
+    refuse_more_than_is_there(config, n_second, folder / CONFIG, len(shapes), stacked)
     with torch.device("meta"):  # shapes first: a wrong config.json may describe more than the memory holds
         wanted = published_tensors(Kimi(config))
     weights = separate_experts(read_weights(folder))
@@ -98,19 +99,6 @@ def import_hf(folder: str | Path) -> Kimi:
     if model.tokenizer is not None and len(model.tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size is {config.vocab_size}, the tokenizer needs at least {len(model.tokenizer)}")
     return model.eval()
-
-
-def _refuse_more_than_is_there(config: KimiConfig, n_second: int, folder: Path) -> None:
-    """Raise ValueError where config.json counts more layers or experts than the files have tensors for.
-
-    Only their headers are read: so many layers need not even be described.
-    """
-    shapes = shapes_in(folder)
-    most = {name: len(shapes) for name in ("num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers")}
-    most["n_routed_experts"] = max([len(shapes), *(shape[0] for shape in shapes if len(shape) == 3)])  # in one tensor
-    for name, value in zip(most, (config.n_layers, config.n_experts, n_second), strict=True):
-        if value > most[name]:
-            raise ValueError(f"{name} is {value} in {folder / CONFIG}, its files have {len(shapes)} tensors")
 
 
 def _check_tensors(

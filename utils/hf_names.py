@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from utils.config import KimiConfig
 from utils.model import Block, Kimi
 from utils.moe import MoE
 
@@ -102,3 +103,19 @@ def left_out(names: Iterable[str], n_layers: int, n_second: int, where: str | Pa
         which = ", ".join(map(str, sorted(second)))
         warnings.warn(f"the layers of {where} that predict later tokens are left out: {which}", stacklevel=3)
     return [name for name in names if name.endswith(COMPUTED) or layers.get(name) in second]
+
+
+def refuse_more_than_is_there(
+    config: KimiConfig, n_second: int, file: Path, n_tensors: int, stacked_experts: int = 0
+) -> None:
+    """Raise ValueError where the config.json in `file` counts more layers or experts than its weights have tensors.
+
+    So many need not even be described. stacked_experts: the most that lie in one tensor.
+    """
+    for name, value, most in (
+        ("num_hidden_layers", config.n_layers, n_tensors),
+        ("n_routed_experts", config.n_experts, max(n_tensors, stacked_experts)),
+        ("num_nextn_predict_layers", n_second, n_tensors),
+    ):
+        if value > most:
+            raise ValueError(f"{name} is {value} in {file}, its files have {n_tensors} tensors")

@@ -13,6 +13,7 @@ from utils.options import option
 from utils.presets import PRESETS
 from utils.recipe import MODEL_FIELDS, TRAIN_FIELDS
 from utils.scale import Needs, ddp, fsdp, on_meta, seconds, stages_and_experts, tokens_sent, weights_sent
+from utils.units import duration, size
 
 # Kimi K2 as it was trained: 15.5 T tokens in steps of 67 M, windows of 4,096 (report, sec. 2.5). How many windows a
 # forward pass has is not said there: here 256, one for each GPU of a model-parallel group.
@@ -65,20 +66,3 @@ def planned(args: argparse.Namespace) -> tuple[Kimi, TrainConfig]:
 
 def line(form: str, needs: Needs) -> None:
     print(f"{form:45}{size(needs.held):>14}{size(needs.sent) if needs.sent is not None else 'not counted':>18}")
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in a unit that suits them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.3g} TB" if n_bytes < 1000 else f"{n_bytes:,.0f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them."""
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} seconds"

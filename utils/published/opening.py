@@ -11,7 +11,7 @@ from utils.files import json_part, read_json
 from utils.hf import CONFIG
 from utils.hf_config import n_second_heads, read_config
 from utils.hf_fp8 import fp8_block
-from utils.hf_names import left_out, published_tensors
+from utils.hf_names import left_out, published_tensors, refuse_more_than_is_there
 from utils.hf_tokenizer import SETTINGS, TOKENIZER, read_tokenizer
 from utils.published.keeping import Kept
 from utils.published.lazy import LazyKimi
@@ -47,19 +47,11 @@ def open_published(name: str | Path, *, cache: str | Path | None = None, cache_g
     state = read_json(file)
     config, n_second = read_config(state, file), n_second_heads(state, file)
     tensors = Tensors(source, fp8_block(state, file), kept)
-    _refuse_more_than_is_there(config, tensors, file)
+    refuse_more_than_is_there(config, n_second, file, len(tensors.names()))
     model = LazyKimi(config, tensors)
     _refuse_other_names(model, n_second)
     model.tokenizer = _tokenizer(source, config)
     return model
-
-
-def _refuse_more_than_is_there(config: K2Config, tensors: Tensors, file: Path) -> None:
-    """Raise ValueError where config.json counts more than the files can have: so much need not even be described."""
-    n_tensors = len(tensors.names())
-    for field, value in (("num_hidden_layers", config.n_layers), ("n_routed_experts", config.n_experts)):
-        if value > n_tensors:
-            raise ValueError(f"{field} is {value} in {file}, its files have {n_tensors} tensors")
 
 
 def _refuse_other_names(model: LazyKimi, n_second: int) -> None:

@@ -13,6 +13,7 @@ from utils.hf_names import block_tensors
 from utils.moe import MoE
 from utils.published.lazy import LazyKimi
 from utils.record import LayerRecord
+from utils.units import size
 
 ENOUGH = 10_000_000  # bytes after which a speed is known
 
@@ -34,13 +35,13 @@ class Reading(NamedTuple):
         return tuple((rest + experts) / self.speed / 60 for experts in (self.experts_least, self.experts_most))
 
     def __str__(self) -> str:
-        experts = f"{_size(self.experts_least)} to {_size(self.experts_most)}"
-        told = f"to read: {_size(self.always)} that every token needs, {experts} of experts"
+        experts = f"{size(self.experts_least)} to {size(self.experts_most)}"
+        told = f"to read: {size(self.always)} that every token needs, {experts} of experts"
         if self.speed is None:
             return told
         least, most = self.minutes()
-        here = f"; {_size(self.kept)} are here already" if self.kept else ""
-        return f"{told}{here}; {least:.1f} to {most:.1f} minutes at {_size(self.speed)}/s"
+        here = f"; {size(self.kept)} are here already" if self.kept else ""
+        return f"{told}{here}; {least:.1f} to {most:.1f} minutes at {size(self.speed)}/s"
 
 
 class Layer(NamedTuple):
@@ -91,10 +92,6 @@ def stream_layers(model: LazyKimi, prompt: str, n_layers: int | None = None) -> 
         before, record = model.tensors.bytes_read, LayerRecord()
         x = block(x, angles, record=record)  # (1, T, D)
         yield Layer(i, x[0], record, model.tensors.bytes_read - before)
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _tokens(model: LazyKimi, prompt: str) -> torch.Tensor:
