@@ -48,7 +48,7 @@ def run(architecture: str, optimizer: str, form: str, precision: str) -> tuple[d
         for buffer in model.buffers():
             buffer.data = buffer.double()
     config = TrainConfig(
-        steps=STEPS, batch_size=8, block_size=16, accumulation=2, optimizer=optimizer, lr=2e-3, tau=0.5, eval_batches=2,
+        steps=STEPS, batch_size=8, block_size=16, accumulation=2, optimizer=optimizer, lr=1e-2, tau=0.5, eval_batches=2,
         number_format="fp32",
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint16)
@@ -57,6 +57,9 @@ def run(architecture: str, optimizer: str, form: str, precision: str) -> tuple[d
     with train_mode(model), mode:
         spread = form_of(model, form, config, Ranks())
         its_optimizer = make_optimizer(model, config, "fp32", spread.orthogonalise)
+        if not double:  # AdamW divides a gradient by its size: of one that is nearly zero, rounding would be a step
+            for group in its_optimizer.param_groups:
+                group["eps"] = 1e-4
         state = RunState(model, data, config, "fp32", its_optimizer, form=spread)
         for _ in range(STEPS):
             record = train_step(state)

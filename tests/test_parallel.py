@@ -22,6 +22,7 @@ from utils.__main__ import main
 from utils.checkpoint import load_checkpoint, load_model
 from utils.config import KimiConfig, TrainConfig
 from utils.cost import plan
+from utils.course import processes
 from utils.data import TokenData
 from utils.parallel import spread
 from utils.parallel.form import form_of
@@ -55,9 +56,9 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 def trained(tmp_path_factory):
     """By number of processes, the folder in which their runs are."""
     folders = {}
-    for n, precisions in ((2, ("fp32", "fp64")), (4, ("fp64",))):
+    for n in (2, 4):
         folders[n] = tmp_path_factory.mktemp(f"on-{n}")
-        cases = ["-".join((*case, precision)) for precision in precisions for case in CASES]
+        cases = ["-".join((*case, precision)) for precision in ("fp32", "fp64") for case in CASES]
         finish(launch(n, "tests.several", str(folders[n]), *cases))
     return folders
 
@@ -73,9 +74,10 @@ def alone():
     return runs
 
 
-@pytest.mark.parametrize("n, precision, limit", [(2, "fp32", 1e-5), (2, "fp64", 1e-12), (4, "fp64", 1e-12)])
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("fp64", 1e-12)])
 @pytest.mark.parametrize("architecture, optimizer, form", CASES)
-def test_several_processes_train_as_one(trained, alone, architecture, optimizer, form, n, precision, limit):
+def test_several_processes_train_as_one(trained, alone, architecture, optimizer, form, precision, limit, n):
     """Two batches a step, heads clipped, the balance loss and the experts' biases acting."""
     noted, weights = alone[architecture, optimizer, precision]
     name = f"{architecture}-{optimizer}-{form}-{precision}"
@@ -275,6 +277,22 @@ def test_one_of_several_ends_before_python_is_taken_down(n, taken_down):
     )
     assert done.returncode == 0 and "parameters" in done.stdout, done.stderr
     assert ("taken down" in done.stdout) == taken_down
+
+
+def test_nothing_of_ours_is_the_last_that_knows_the_processes():
+    """DDP, if it were, would take their threads down when it is freed, and hang when one of them needs Python."""
+
+    def after_joined():
+        import torch
+        import torch.distributed as dist
+
+        from utils.ranks import joined
+
+        with joined(torch.device("cpu")):
+            pass
+        print("know each other:", dist.is_initialized())
+
+    assert processes.launch(2, after_joined) == "\n".join(["know each other: True"] * 2)
 
 
 def test_what_was_printed_and_the_status_outlive_the_end():

@@ -118,7 +118,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
     device: of this process; what is on the CPU goes by gloo, what is on a GPU by NCCL. An error of one ends them all.
     The first that has something to say raises it, the others `AlreadyTold`; a process that has only lost another,
-    RankLost. Without torchrun a process is alone. When all is done, `leave` ends it.
+    RankLost. Without torchrun a process is alone. They know each other for the rest of their time: `leave` ends it.
     """
     if not is_launched():
         yield Ranks()
@@ -135,7 +135,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         with _silent(rank > 0):
             yield ranks
         ranks.wait()
-        dist.destroy_process_group()
     except Exception as error:
         if is_lost(error):
             time.sleep(LAST_WORDS)
@@ -148,10 +147,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def leave(status: int = 0) -> NoReturn:
-    """End this process, one of several, with an exit status, and at once.
+    """End this process, one of several, with an exit status, and at once: neither torch nor Python clears up.
 
-    gloo frees what was sent in threads of its own, a little after we have it, and needs Python for it: where that is
-    being taken down meanwhile, torch aborts.
+    gloo frees what was sent in threads of its own, a little after we have it, and needs Python for it. Where Python is
+    being taken down meanwhile, torch aborts; where DDP, as the last that knows the other processes, is freed, it holds
+    Python and waits for those threads, and they for Python.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
