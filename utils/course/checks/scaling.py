@@ -88,8 +88,10 @@ def check_share_out(share_out) -> str:
     """An owner for each matrix; the busiest has no more to do than when the largest go first, to whoever has least."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(1, 100, (12,), generator=generator).tolist() for _ in range(4)]
-    for work, n in (([5, 5, 5, 5], 2), ([9, 1, 1, 1, 1, 1], 2), ([2, 1, 1, 4], 2), ([1, 2, 3, 4, 20], 3), ([7], 4),
-                    *((w, n) for w in drawn for n in (2, 3, 5))):  # fmt: skip
+    asked = [([5, 5, 5, 5], 2), ([9, 1, 1, 1, 1, 1], 2), ([2, 1, 1, 4], 2), ([1, 2, 3, 4, 20], 3), ([7], 4)]
+    asked += [(work, n) for work in drawn for n in (2, 3, 5)]
+    answers = []
+    for work, n in asked:
         owner = share_out(list(work), n)
         expect(owner is not None, "your function returns None: does it end in `return`?")
         owner = [int(o) for o in owner]
@@ -99,6 +101,8 @@ def check_share_out(share_out) -> str:
             [int(o) for o in share_out(list(work), n)] == owner,
             "asked again, you answer otherwise: every process asks for itself, and all must get the same",
         )
+        answers.append(owner)
+    for (work, n), owner in zip(asked, answers, strict=True):  # after all were asked again: chance may be right once
         loads, best = _loads(work, owner, n), _loads(work, _owners(work, n), n)
         told = f"for work {work[:6]}{'...' if len(work) > 6 else ''} on {n} processes"
         if max(loads) > max(best):
