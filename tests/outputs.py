@@ -1,7 +1,8 @@
 """Whether what a cell prints is what was stored, where numbers may differ a little.
 
 A number may differ by one in its last written digit, since other machines add in another order. A tag `within-5%` on
-the cell allows so much more, for what comes out of training. Whole numbers without such a tag must be the same.
+the cell allows so much more, for what comes out of training. Whole numbers without such a tag must be the same. A run
+that is made to diverge ends elsewhere on each processor: of a cell `within-100%` the words and its asserts hold.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from tests.outputs import same, tolerance
         ("equal: True", "equal: False", 0.05, False),
         ("w2 3", "w3 3", 0.5, False),
         ("1 2", "1 2 3", 0.5, False),
+        ("up to 6,618", "up to 14,908", 1.0, True),
+        ("loss 2.39", "loss nan", 1.0, False),
     ],
 )
 def test_numbers_are_near_and_words_are_the_same(new, stored, share, is_same):
