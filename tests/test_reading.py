@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import TINY_MODELS, storyteller
@@ -363,6 +363,7 @@ PIECES = tokenizer_for("")
 
 @settings(max_examples=300, deadline=None)
 @given(any_text)
+@example("a: \u200d <unk>x :\u200d<eos> :\u200d<unk>")
 def test_pieces_are_the_text_cut_before_each_token(text):
     tok = tokenizer_for(text)
     found, tokens = tok.pieces(text), tok.encode(text)

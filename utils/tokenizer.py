@@ -157,7 +157,14 @@ class WordTokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """`text` cut before each token that `encode` finds, spaces and capitals as they stand."""
-        return [match[0] for match in re.finditer(rf"\s*(?:{SPECIAL.pattern}|{WORD_OR_SIGN.pattern})", text)]
+        found, space = [], ""
+        for i, part in enumerate(SPECIAL.split(text)):  # first, as in `encode`: a joiner takes any sign, also a "<"
+            if i % 2:
+                found.append(space + part)
+            else:
+                found += re.findall(rf"\s*(?:{WORD_OR_SIGN.pattern})", part)
+                space = part[len(part.rstrip()) :]
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable English for `ids`, see `Detokenizer`; encode(decode(ids)) gives the ids back.
